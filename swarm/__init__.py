@@ -1,0 +1,62 @@
+"""Large-scale swarm simulation with hierarchical agent groups, in JAX and Equinox.
+
+Names are imported on first use, so that `import swarm` (and every `--help`) answers without loading jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swarm.config import load, make
+    from swarm.entities import Entities
+    from swarm.errors import ConfigError, RunError, SwarmError
+    from swarm.hierarchy import Hierarchy
+    from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, RandomPolicy, Spawn, TimeStep, World
+    from swarm.simulator import Simulator
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "config",
+    "make": "config",
+    "Entities": "entities",
+    "Hierarchy": "hierarchy",
+    "ConfigError": "errors",
+    "RunError": "errors",
+    "SwarmError": "errors",
+    "AbstractPolicy": "scenario",
+    "AbstractRules": "scenario",
+    "Observation": "scenario",
+    "Outcome": "scenario",
+    "RandomPolicy": "scenario",
+    "Spawn": "scenario",
+    "TimeStep": "scenario",
+    "World": "scenario",
+    "Simulator": "simulator",
+}
+
+__all__ = [
+    "AbstractPolicy",
+    "AbstractRules",
+    "ConfigError",
+    "Entities",
+    "Hierarchy",
+    "Observation",
+    "Outcome",
+    "RandomPolicy",
+    "RunError",
+    "Simulator",
+    "Spawn",
+    "SwarmError",
+    "TimeStep",
+    "World",
+    "load",
+    "make",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'swarm' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"swarm.{_HOME[name]}"), name)

@@ -1,0 +1,46 @@
+"""From a validated scenario file to a simulator."""
+
+import jax.numpy as jnp
+
+from swarm.config import Scenario
+from swarm.errors import ConfigError, nearest
+from swarm.grouping import AbstractGrouping, parse_grouping
+from swarm.simulator import Simulator
+
+
+def build_simulator(scenario: Scenario) -> Simulator:
+    """Build the rules and the hierarchy.
+
+    Raises:
+        ConfigError: a level of `groups` is missing, unknown, or its rule is not one.
+    """
+    rules = scenario.rules_class.from_config(scenario.config)
+    groups = dict(scenario.config.groups)
+    levels = groups.pop("levels", None)
+    where = f"{scenario.source}: groups"
+    if not (isinstance(levels, list) and levels and all(isinstance(level, str) for level in levels)):
+        raise ConfigError(f'{where}.levels = {levels!r}: expected a list of names, like ["unit", "crew", "team"]')
+    if len(set(levels)) != len(levels):
+        raise ConfigError(f"{where}.levels = {levels!r}: each level needs a name of its own")
+    for name in groups:
+        if name not in levels[1:]:
+            raise ConfigError(f"{where}: unknown key {name!r}{nearest(name, levels[1:] or ['levels'])}")
+    rules_of_levels = [groups.get(level, level) for level in levels[1:]]
+    groupings = tuple(
+        grouping_of(rules, rule, where=f"{where}.{level}") for level, rule in zip(levels[1:], rules_of_levels, strict=True)
+    )
+    return Simulator(rules, groupings, tuple(levels), jnp.int32(scenario.config.world.steps))
+
+
+def grouping_of(rules, text: str, *, where: str) -> AbstractGrouping:
+    """Parse a grouping rule in the terms of a scenario's kinds, teams and space."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{where} = {text!r}: expected a grouping rule, like 'nearest:depot'")
+    return parse_grouping(
+        text,
+        where=f"{where} = {text!r}",
+        kinds=rules.kinds,
+        n_teams=rules.n_teams,
+        n_slots=rules.n_slots,
+        centre=rules.centre,
+    )

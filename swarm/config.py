@@ -1,0 +1,222 @@
+"""Scenario files: TOML and dotted overrides to validated, frozen models. Nothing here imports jax."""
+
+import functools
+import importlib
+import importlib.resources
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
+
+import pydantic
+
+from swarm.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from swarm.simulator import Simulator
+
+
+class Table(pydantic.BaseModel):
+    """A table of a scenario file: frozen, and without unknown keys."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Population(Table):
+    """How many entities of a kind there can be, and are at the start; both per team."""
+
+    capacity: int = pydantic.Field(ge=0)
+    initial: int = pydantic.Field(ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _initial_fits(self) -> "Population":
+        if self.initial > self.capacity:
+            raise ValueError(f"initial = {self.initial} exceeds capacity = {self.capacity}; raise capacity")
+        return self
+
+
+class ScenarioConfig(Table):
+    """What every scenario file has; rules add their own tables by subclassing.
+
+    Attributes:
+        rules: `module:Class` of the rules, so that a user's own class needs no registration.
+        groups: names of the levels, and for each above the first the rule that forms it.
+        training: settings of the learner, validated by `training.config`.
+    """
+
+    rules: str
+    groups: dict[str, Any] = pydantic.Field(default_factory=lambda: {"levels": ["entity"]})
+    training: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    Kinds: ClassVar[tuple[str, ...]] = ()
+
+
+class Scenario(NamedTuple):
+    """A scenario file, read and validated."""
+
+    name: str
+    source: str
+    config: Any
+    rules_class: Any
+
+    def simulator(self) -> "Simulator":
+        """Build the simulator (imports jax)."""
+        from swarm.build import build_simulator
+
+        return build_simulator(self)
+
+    def resolved(self) -> dict[str, Any]:
+        """All values, defaults and overrides included, as they would stand in a file."""
+        return self.config.model_dump(mode="json")
+
+
+def scenario_names() -> list[str]:
+    """Names of the scenarios that come with the package."""
+    return sorted(p.name[:-5] for p in _shipped().iterdir() if p.name.endswith(".toml"))
+
+
+@functools.cache
+def _shipped() -> Any:
+    return importlib.resources.files("scenarios")
+
+
+def make(source: str | Path, overrides: Mapping[str, Any] | None = None) -> "Simulator":
+    """Build the simulator of a scenario.
+
+    Args:
+        source: a shipped scenario's name ("outpost") or the path of a TOML file.
+        overrides: dotted keys and their values, like {"population.heavy.capacity": 64}.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong; the message names it and a remedy.
+    """
+    return load(source, overrides).simulator()
+
+
+def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:
+    """Read and validate a scenario file; arguments and errors as for `make`."""
+    name, label, text = _find(str(source))
+    table = parse_toml(text, label)
+    for key, value in (overrides or {}).items():
+        set_dotted(table, key, value)
+    rules = table.get("rules")
+    if not isinstance(rules, str):
+        raise ConfigError(f'{label}: rules: expected "module:Class", got {rules!r}; see scenarios/outpost.toml')
+    rules_class = _import_rules(rules, label)
+    return Scenario(name, label, validate(rules_class.Config, table, label), rules_class)
+
+
+def _find(source: str) -> tuple[str, str, str]:
+    path = Path(source)
+    if path.suffix != ".toml":
+        if source in scenario_names():
+            return source, f"scenarios/{source}.toml", (_shipped() / f"{source}.toml").read_text("utf-8")
+        hint = nearest(source, scenario_names())
+        raise ConfigError(f"{source}: no such scenario{hint} (a file of your own must end in .toml)")
+    if not path.is_file() and path.stem in scenario_names() and path.parent.name == "scenarios":
+        return path.stem, source, (_shipped() / path.name).read_text("utf-8")
+    return path.stem, source, read_text(path)
+
+
+def read_text(path: Path) -> str:
+    """Read a file that the user named."""
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; shipped scenarios: {', '.join(scenario_names())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+
+
+def parse_toml(text: str, label: str) -> dict[str, Any]:
+    """Parse TOML, naming the file in the error."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{label}: not valid TOML: {error}") from None
+
+
+def _import_rules(rules: str, label: str) -> Any:
+    module_name, _, class_name = rules.partition(":")
+    where = f"{label}: rules = {rules!r}"
+    try:
+        module = importlib.import_module(module_name) if module_name and class_name else None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(f"{where}: no module {error.name!r}; is its folder on PYTHONPATH, or installed?") from None
+    except (ImportError, ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: cannot import {module_name!r}: {error}") from None
+    if module is None:
+        raise ConfigError(f'{where}: expected "module:Class"')
+    rules_class = getattr(module, class_name, None)
+    config = getattr(rules_class, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, ScenarioConfig)):
+        classes = [k for k, v in vars(module).items() if isinstance(v, type) and hasattr(v, "Config")]
+        hint = nearest(class_name, classes) if classes else ""
+        raise ConfigError(f"{where}: module {module_name!r} has no rules class {class_name!r}{hint}")
+    return rules_class
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Parse `key.path=value` words; the value is read as TOML, and as a bare string when it is none."""
+    overrides = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"command line: {word!r}: expected key=value, like population.heavy.capacity=64")
+        try:
+            overrides[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key] = value
+    return overrides
+
+
+def set_dotted(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value by its dotted key, making tables on the way."""
+    *parents, last = key.split(".")
+    for position, name in enumerate(parents):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            inside = ".".join(parents[: position + 1])
+            raise ConfigError(f"command line: {key}: {inside} is a value, not a table")
+    table[last] = value
+
+
+def validate(model: type[Table], table: Mapping[str, Any], label: str) -> Any:
+    """Validate a table; the first problem becomes one line with file, key, value, expectation and nearest key.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is wrong.
+    """
+    try:
+        return model.model_validate(table)
+    except pydantic.ValidationError as error:
+        problems = error.errors()
+        first = _explain(model, problems[0])
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(f"{label}: {first}{more}") from None
+
+
+def _explain(model: type[Table], problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _fields_at(model, problem["loc"][:-1])
+            return f"unknown key {key!r}{nearest(str(problem['loc'][-1]), known)}"
+        case "missing":
+            return f"{key}: missing; this table needs it"
+        case "value_error":
+            return f"{key}: {problem['ctx']['error']}"
+        case _:
+            return f"{key} = {problem['input']!r}: {problem['msg'].lower()}"
+
+
+def _fields_at(model: type[Table], path: Sequence[Any]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Table)]
+        if not options:
+            return []
+        model = options[0]
+    return list(model.model_fields)

@@ -1,0 +1,115 @@
+"""The population: a structure of arrays with a fixed number of slots and a mask of the living.
+
+A slot keeps its entity from birth to death; arrays are never compacted, because trajectories are read along slots.
+What a dead slot holds is unspecified and must influence nothing: readers select with `jnp.where`, they never
+multiply by the mask (NaN times zero is NaN).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+class Entities(eqx.Module):
+    """`n` slots for entities of several kinds and teams in `d`-dimensional space with `s` stores each.
+
+    Attributes:
+        alive: which slots hold a living entity.
+        uid: identity, unique in an episode and never reused; -1 where no entity ever lived.
+        kind: index into the scenario's kinds.
+        team: index of the team.
+        position: metres, or cell indices on a grid.
+        heading: radians, counter-clockwise from the first axis; 0 where the scenario has none.
+        velocity: metres per second, or cells per step on a grid.
+        stores: what the entity holds, one column per good (see the scenario).
+        next_uid: the identity that the next entity gets.
+    """
+
+    alive: Bool[Array, " n"]
+    uid: Int[Array, " n"]
+    kind: Int[Array, " n"]
+    team: Int[Array, " n"]
+    position: Float[Array, "n d"]
+    heading: Float[Array, " n"]
+    velocity: Float[Array, "n d"]
+    stores: Float[Array, "n s"]
+    next_uid: Int[Array, ""]
+
+    @property
+    def n_slots(self) -> int:
+        """Number of slots."""
+        return self.alive.shape[0]
+
+    @classmethod
+    def empty(cls, n_slots: int, n_dimensions: int, n_stores: int) -> "Entities":
+        """Return slots without a living entity."""
+        n = n_slots
+        return cls(
+            alive=jnp.zeros(n, bool),
+            uid=jnp.full(n, -1, jnp.int32),
+            kind=jnp.zeros(n, jnp.int32),
+            team=jnp.zeros(n, jnp.int32),
+            position=jnp.zeros((n, n_dimensions)),
+            heading=jnp.zeros(n),
+            velocity=jnp.zeros((n, n_dimensions)),
+            stores=jnp.zeros((n, n_stores)),
+            next_uid=jnp.int32(0),
+        )
+
+    def remove(self, dying: Bool[Array, " n"]) -> "Entities":
+        """Kill the living entities of the mask. Their slots are free from now on; their data stay until reused."""
+        return eqx.tree_at(lambda e: e.alive, self, self.alive & ~dying)
+
+    def is_kind(self, kind: int, team: int | None = None) -> Bool[Array, " n"]:
+        """Mask of the living of a kind, of one team if named."""
+        mask = self.alive & (self.kind == kind)
+        return mask if team is None else mask & (self.team == team)
+
+    def keys(self, key: Key[Array, ""]) -> Key[Array, " n"]:
+        """One random key per slot, by identity: draws do not depend on the slot, the capacity or the batch."""
+        return jax.vmap(lambda uid: jax.random.fold_in(key, uid.astype(jnp.uint32)))(self.uid)
+
+
+class Spawn(eqx.Module):
+    """`m` requests for new entities, in order of precedence; only those `wanted` are served."""
+
+    wanted: Bool[Array, " m"]
+    kind: Int[Array, " m"]
+    team: Int[Array, " m"]
+    position: Float[Array, "m d"]
+    heading: Float[Array, " m"]
+    stores: Float[Array, "m s"]
+
+
+def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
+    """Put the wanted entities into the lowest free slots, in order, and give them fresh identities.
+
+    Request j of rank r among the wanted takes the r-th free slot (both ranks by prefix sum, so no sorting).
+
+    Returns:
+        The population, and how many wanted entities found no slot.
+    """
+    n, free = entities.n_slots, ~entities.alive
+    wanted_rank = jnp.cumsum(births.wanted, dtype=jnp.int32) - 1
+    free_rank = jnp.cumsum(free, dtype=jnp.int32) - 1
+    n_free = jnp.sum(free, dtype=jnp.int32)
+    slot_of_rank = jnp.full(n, n, jnp.int32).at[jnp.where(free, free_rank, n)].set(jnp.arange(n), mode="drop")
+    served = births.wanted & (wanted_rank < n_free)
+    slot = jnp.where(served, slot_of_rank[jnp.clip(wanted_rank, 0, n - 1)], n)
+
+    def put(old: Array, new: Array) -> Array:
+        return old.at[slot].set(new, mode="drop")
+
+    population = Entities(
+        alive=put(entities.alive, served),
+        uid=put(entities.uid, entities.next_uid + wanted_rank),
+        kind=put(entities.kind, births.kind),
+        team=put(entities.team, births.team),
+        position=put(entities.position, births.position),
+        heading=put(entities.heading, births.heading),
+        velocity=put(entities.velocity, jnp.zeros_like(births.position)),
+        stores=put(entities.stores, births.stores),
+        next_uid=entities.next_uid + jnp.sum(served, dtype=jnp.int32),
+    )
+    return population, jnp.sum(births.wanted & ~served, dtype=jnp.int32)

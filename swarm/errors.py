@@ -1,0 +1,23 @@
+"""Errors that a user can mend: each is one line that says what, where, what was expected, and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SwarmError(Exception):
+    """A mistake outside the program. Commands print its one line and leave with exit code 2."""
+
+
+class ConfigError(SwarmError):
+    """A scenario file, recipe or override that cannot be right."""
+
+
+class RunError(SwarmError):
+    """A run folder or checkpoint that cannot be used as asked, or a run that cannot go on."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` with the nearest known word, or the list of all when none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(known)}"

@@ -1,0 +1,194 @@
+"""The extension point for rules: what a scenario is made of, and the types it exchanges with the simulator."""
+
+import abc
+from typing import Any, ClassVar, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from swarm.config import ScenarioConfig
+from swarm.entities import Entities, Spawn
+from swarm.hierarchy import Hierarchy
+
+__all__ = ["AbstractPolicy", "AbstractRules", "Observation", "Outcome", "RandomPolicy", "Spawn", "TimeStep", "World"]
+
+
+class World(eqx.Module):
+    """The state of one world, unbatched.
+
+    Attributes:
+        entities: the population.
+        hierarchy: its groups.
+        fields: what else the rules keep (maps, counters); any pytree.
+        key: random key of the episode; a step draws from `fold_in(key, step)`.
+        step: number of steps taken.
+        status: sticky bits (`swarm.status.Status`).
+        n_overflow: births that found no slot in this episode.
+    """
+
+    entities: Entities
+    hierarchy: Hierarchy
+    fields: Any
+    key: Key[Array, ""]
+    step: Int[Array, ""]
+    status: Int[Array, ""]
+    n_overflow: Int[Array, ""]
+
+
+class Observation(eqx.Module):
+    """What policies may see: maps read once for all, and a row per entity slot.
+
+    Attributes:
+        maps: `m` views (one per team) of `c` channels over an h by w raster.
+        view: which of the maps an entity reads.
+        cell: its place on the raster.
+        own: its own features; 0 for dead slots.
+        kind: its kind.
+        alive: whether the slot holds an entity that acts.
+        action_mask: legal actions; at least one where alive.
+    """
+
+    maps: Float[Array, "m h w c"]
+    view: Int[Array, " n"]
+    cell: Int[Array, "n 2"]
+    own: Float[Array, "n o"]
+    kind: Int[Array, " n"]
+    alive: Bool[Array, " n"]
+    action_mask: Bool[Array, "n a"]
+
+
+class Outcome(eqx.Module):
+    """What the rules decided in a step, before deaths and births are carried out.
+
+    Attributes:
+        reward: per entity that was alive when the step began.
+        dying: who dies in this step.
+        births: who is born; None for scenarios without births.
+        n_refused: births that the rules had to refuse because a kind's capacity is reached.
+    """
+
+    reward: Float[Array, " n"]
+    dying: Bool[Array, " n"]
+    births: Spawn | None
+    n_refused: Int[Array, ""]
+
+
+class TimeStep(eqx.Module):
+    """What a step returns, for each entity slot and for the world.
+
+    Attributes:
+        observation: after the step; of a truncated episode the final one, to bootstrap from.
+        reward: of the step, for those valid.
+        valid: whose step it was: alive when it began.
+        terminated: its life ended in this step, or the world's task did.
+        truncated: it lived on when the world ran out of steps.
+        world_terminated: the task ended.
+        world_truncated: the episode ran out of steps before the task ended.
+    """
+
+    observation: Observation
+    reward: Float[Array, " n"]
+    valid: Bool[Array, " n"]
+    terminated: Bool[Array, " n"]
+    truncated: Bool[Array, " n"]
+    world_terminated: Bool[Array, ""]
+    world_truncated: Bool[Array, ""]
+
+    @property
+    def ended(self) -> Bool[Array, ""]:
+        """Whether the episode is over, either way."""
+        return self.world_terminated | self.world_truncated
+
+
+class AbstractPolicy(eqx.Module):
+    """Chooses an action per slot. Scripted policies may read the whole world, learned ones read the observation."""
+
+    @abc.abstractmethod
+    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Int[Array, " n"]:
+        """Return the actions of all slots; those of dead slots are ignored."""
+
+
+class RandomPolicy(AbstractPolicy):
+    """Each entity draws uniformly among its legal actions."""
+
+    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Int[Array, " n"]:
+        """Gumbel-max over the legal actions."""
+        n_actions = observation.action_mask.shape[1]
+        noise = jax.vmap(lambda k: jax.random.gumbel(k, (n_actions,)))(world.entities.keys(key))
+        return jnp.argmax(jnp.where(observation.action_mask, noise, -jnp.inf), axis=-1).astype(jnp.int32)
+
+
+class AbstractRules(eqx.Module):
+    """The rules of a scenario for one world.
+
+    A subclass is an `equinox.Module` built by `from_config`; its class docstring is the card of the decision process
+    (who, observation, action, reward, units, end). Sizes are static fields, numbers are arrays.
+
+    Attributes:
+        Config: the model that validates its scenario file.
+        kinds: names of the kinds, in the order of `Entities.kind`.
+        actions: names of the actions for each kind; the longest list sets the width of the action mask.
+        success: the metric in [0, 1] that says whether an episode went well.
+        headline: the metric that says how well, compared between policies.
+    """
+
+    Config: ClassVar[type[ScenarioConfig]]
+    kinds: ClassVar[tuple[str, ...]]
+    actions: ClassVar[dict[str, tuple[str, ...]]]
+    success: ClassVar[str]
+    headline: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def n_slots(self) -> int:
+        """Entity slots of a world."""
+
+    @property
+    @abc.abstractmethod
+    def n_teams(self) -> int:
+        """Teams of a world."""
+
+    @property
+    @abc.abstractmethod
+    def centre(self) -> tuple[float, ...]:
+        """Centre of the space."""
+
+    @property
+    def n_actions(self) -> int:
+        """Width of the action mask."""
+        return max(len(names) for names in self.actions.values())
+
+    @classmethod
+    @abc.abstractmethod
+    def from_config(cls, config: Any) -> Self:
+        """Build the rules from the validated scenario file."""
+
+    @abc.abstractmethod
+    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Any]:
+        """Return the population and the fields of a new episode."""
+
+    @abc.abstractmethod
+    def act(self, world: World, action: Int[Array, " n"], key: Key[Array, ""]) -> tuple[Entities, Any, Outcome]:
+        """Carry out the actions: commands, movement, collisions, rules. Deaths and births are only decided here."""
+
+    @abc.abstractmethod
+    def observe(self, world: World) -> Observation:
+        """Return what policies may see of a world."""
+
+    @abc.abstractmethod
+    def ended(self, world: World) -> Bool[Array, ""]:
+        """Whether the task is over, won or lost."""
+
+    @abc.abstractmethod
+    def metrics(self, world: World) -> dict[str, Float[Array, ""]]:
+        """Scalars that say how an episode goes; read at its end, and by telemetry at any step."""
+
+    @abc.abstractmethod
+    def scripted_policy(self) -> AbstractPolicy:
+        """Return the scripted policy that learned ones are compared with."""
+
+    @abc.abstractmethod
+    def draw(self, axes: Any, world: World) -> None:
+        """Draw a world (host arrays) on matplotlib axes."""

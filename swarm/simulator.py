@@ -1,0 +1,131 @@
+"""Reset, step, rollout: one world at a time; batches by `jax.vmap`, and `reset_ended` for endless batches."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key, PyTree
+
+from swarm.entities import Entities, spawn
+from swarm.grouping import AbstractGrouping
+from swarm.hierarchy import form, regroup
+from swarm.scenario import AbstractPolicy, AbstractRules, TimeStep, World
+from swarm.status import Status
+
+
+class Simulator(eqx.Module):
+    """Steps worlds under the rules of a scenario.
+
+    The order within a step: the rules' `act` (commands, movement, collisions, harvest and the like), deaths, births,
+    regrouping, then observation, reward and end flags. A slot freed by a death can serve a birth of the same step.
+
+    Attributes:
+        rules: the scenario.
+        groupings: the rule of each level of the hierarchy above the entities.
+        levels: names of the levels, the entities' first.
+        max_steps: an episode is truncated after that many steps.
+    """
+
+    rules: AbstractRules
+    groupings: tuple[AbstractGrouping, ...]
+    levels: tuple[str, ...] = eqx.field(static=True)
+    max_steps: Int[Array, ""]
+
+    def reset(self, key: Key[Array, ""]) -> tuple[World, TimeStep]:
+        """Start an episode; all of it follows from the key and the actions."""
+        map_key, episode_key = jax.random.split(key)
+        entities, fields = self.rules.reset(map_key)
+        hierarchy = form(self.levels, self.groupings, entities)
+        zero = jnp.int32(0)
+        world = World(entities, hierarchy, fields, episode_key, zero, zero, zero)
+        nobody, never = jnp.zeros_like(entities.alive), jnp.zeros((), bool)
+        reward = jnp.zeros(entities.n_slots)
+        return world, TimeStep(self.rules.observe(world), reward, nobody, nobody, nobody, never, never)
+
+    def step(self, world: World, action: Int[Array, " n"]) -> tuple[World, TimeStep]:
+        """Advance a world by one step. Stepping on after the end is allowed; the flags then stay set."""
+        before = world.entities.alive
+        key = jax.random.fold_in(world.key, world.step)
+        entities, fields, outcome = self.rules.act(world, action, key)
+        dying = before & outcome.dying
+        entities = entities.remove(dying)
+        n_refused = outcome.n_refused
+        if outcome.births is not None:
+            entities, n_overflow = spawn(entities, outcome.births)
+            n_refused = n_refused + n_overflow
+        status = world.status | jnp.where(n_refused > 0, Status.ENTITIES_FULL, 0) | _non_finite(entities)
+        hierarchy = regroup(world.hierarchy, self.groupings, entities)
+        world = World(
+            entities, hierarchy, fields, world.key, world.step + 1, status, world.n_overflow + n_refused
+        )
+        world_terminated = self.rules.ended(world)
+        world_truncated = ~world_terminated & (world.step >= self.max_steps)
+        terminated = before & (dying | world_terminated)
+        return world, TimeStep(
+            observation=self.rules.observe(world),
+            reward=jnp.where(before, outcome.reward, 0.0),
+            valid=before,
+            terminated=terminated,
+            truncated=before & ~terminated & world_truncated,
+            world_terminated=world_terminated,
+            world_truncated=world_truncated,
+        )
+
+    def rollout(
+        self, policy: AbstractPolicy, world: World, timestep: TimeStep, key: Key[Array, ""], n_steps: int
+    ) -> tuple[World, TimeStep, tuple[World, TimeStep]]:
+        """Let a policy act for `n_steps`, without resets.
+
+        Returns:
+            The last world, its time step, and both stacked along time (leading axis t).
+        """
+
+        def body(carry: tuple[World, TimeStep], step_key: Array) -> tuple[tuple[World, TimeStep], Any]:
+            world, timestep = carry
+            action = policy(world, timestep.observation, step_key)
+            carry = self.step(world, action)
+            return carry, carry
+
+        (world, timestep), history = jax.lax.scan(body, (world, timestep), jax.random.split(key, n_steps))
+        return world, timestep, history
+
+    def metrics(self, world: World) -> dict[str, Array]:
+        """The rules' metrics of a world, with the population and what was refused."""
+        counts = {
+            f"n_{name}": jnp.sum(world.entities.is_kind(kind), dtype=jnp.float32)
+            for kind, name in enumerate(self.rules.kinds)
+        }
+        general = {"length": world.step, "n_overflow": world.n_overflow}
+        return self.rules.metrics(world) | counts | {k: v.astype(jnp.float32) for k, v in general.items()}
+
+
+def _non_finite(entities: Entities) -> Int[Array, ""]:
+    finite = jnp.all(jnp.isfinite(entities.position), axis=1) & jnp.all(jnp.isfinite(entities.stores), axis=1)
+    return jnp.where(jnp.any(entities.alive & ~finite), Status.NON_FINITE, 0)
+
+
+def for_each_marked(function: Any, marked: Bool[Array, " b"], carry: PyTree) -> PyTree:
+    """Apply `function(index, carry) -> carry` to each marked index in turn, at a cost that grows with their number.
+
+    For rare events of a batch (the end of an episode): a masked `vmap` would pay for all of them at every step.
+    """
+    order = jnp.nonzero(marked, size=marked.shape[0])[0]
+    n_marked = jnp.sum(marked, dtype=jnp.int32)
+    return jax.lax.fori_loop(0, n_marked, lambda i, carry: function(order[i], carry), carry)
+
+
+def reset_ended(
+    simulator: Simulator, worlds: World, timesteps: TimeStep, keys: Key[Array, " b"]
+) -> tuple[World, TimeStep]:
+    """Start a new episode in the worlds of a batch whose episode is over, and only there.
+
+    The end flags, rewards and validity of the step that ended them are kept; observation and world are new.
+    """
+
+    def restart(index: Array, carry: tuple[World, Any]) -> tuple[World, Any]:
+        world, timestep = simulator.reset(keys[index])
+        return jax.tree.map(lambda old, new: old.at[index].set(new), carry, (world, timestep.observation))
+
+    worlds, observation = for_each_marked(restart, timesteps.ended, (worlds, timesteps.observation))
+    return worlds, eqx.tree_at(lambda t: t.observation, timesteps, observation)

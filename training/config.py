@@ -1,0 +1,134 @@
+"""Settings of the learner: recipes and their validation. Nothing here imports jax."""
+
+import importlib.resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pydantic
+
+from swarm.config import Scenario, Table, parse_toml, read_text, validate
+from swarm.errors import ConfigError, nearest
+
+Scope = Literal["group", "global"]
+
+
+class CreditTable(Table):
+    """Which trajectories there are, and which of their quantities are the group's own.
+
+    Attributes:
+        grouping: `entity`, `global`, a grouping rule (`kind`, `modulo:4`, `nearest:depot`) or a level of the hierarchy.
+        reward: own reward, or that of all groups together.
+        value: own value, or the sum over all groups.
+        log_prob: own log-probability, or that of all entities together.
+        entropy: own entropy, or that of all entities together.
+        advantage: own advantage, or the mean over all groups.
+        done: a trajectory ends with its group, or only with the world.
+        own_weight: weight of the own reward; the rest is the reward of all groups together.
+    """
+
+    grouping: str = "entity"
+    reward: Scope = "group"
+    value: Scope = "group"
+    log_prob: Scope = "group"
+    entropy: Scope = "group"
+    advantage: Scope = "group"
+    done: Scope = "group"
+    own_weight: float = pydantic.Field(default=1.0, ge=0.0, le=1.0)
+
+
+class NetworkTable(Table):
+    """Sizes of the network."""
+
+    channels: int = pydantic.Field(ge=1)
+    dilations: list[int]
+    hidden: int = pydantic.Field(ge=1)
+
+    @pydantic.field_validator("dilations")
+    @classmethod
+    def _positive(cls, dilations: list[int]) -> list[int]:
+        if not all(dilation >= 1 for dilation in dilations):
+            raise ValueError(f"dilations = {dilations}: one number of at least 1 for each residual block")
+        return dilations
+
+
+class TrainingConfig(Table):
+    """Settings of M-PPO; `training/recipes/mppo.toml` says what each is for."""
+
+    recipe: str
+    steps: int = pydantic.Field(ge=1)
+    worlds: int = pydantic.Field(ge=1)
+    rollout: int = pydantic.Field(ge=1)
+    epochs: int = pydantic.Field(ge=1)
+    minibatches: int = pydantic.Field(ge=1)
+    learning_rate: float = pydantic.Field(gt=0.0)
+    anneal: bool
+    discount: float = pydantic.Field(ge=0.0, le=1.0)
+    gae_lambda: float = pydantic.Field(ge=0.0, le=1.0)
+    clip: float = pydantic.Field(gt=0.0)
+    value_clip: float = pydantic.Field(gt=0.0)
+    value_weight: float = pydantic.Field(ge=0.0)
+    entropy_weight: float = pydantic.Field(ge=0.0)
+    max_grad_norm: float = pydantic.Field(gt=0.0)
+    reward_scale: float = pydantic.Field(gt=0.0)
+    checkpoint_every: int = pydantic.Field(ge=1)
+    keep_checkpoints: int = pydantic.Field(ge=1)
+    credit: CreditTable
+    network: NetworkTable
+
+    @pydantic.model_validator(mode="after")
+    def _minibatches_divide(self) -> Self:
+        if self.rollout % self.minibatches:
+            raise ValueError(
+                f"minibatches = {self.minibatches} does not divide rollout = {self.rollout}; "
+                "each minibatch takes the same number of time steps of every world"
+            )
+        return self
+
+    @property
+    def steps_per_update(self) -> int:
+        """World steps between two updates."""
+        return self.worlds * self.rollout
+
+    @property
+    def n_updates(self) -> int:
+        """Updates of a whole run, at least one."""
+        return max(1, self.steps // self.steps_per_update)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.name[:-5] for p in _recipes().iterdir() if p.name.endswith(".toml"))
+
+
+def _recipes() -> Any:
+    return importlib.resources.files("training") / "recipes"
+
+
+def load_training(scenario: Scenario) -> TrainingConfig:
+    """Read the recipe that a scenario file names, with the file's own values over it.
+
+    Raises:
+        ConfigError: no such recipe, or a key or value of it is wrong.
+    """
+    own = dict(scenario.config.training)
+    recipe = own.pop("recipe", "mppo")
+    if isinstance(recipe, str) and recipe.endswith(".toml"):
+        table = parse_toml(read_text(Path(recipe)), recipe)
+    elif recipe in recipe_names():
+        table = parse_toml((_recipes() / f"{recipe}.toml").read_text("utf-8"), recipe)
+    else:
+        hint = nearest(str(recipe), recipe_names())
+        raise ConfigError(f"{scenario.source}: training.recipe = {recipe!r}: no such recipe{hint}")
+    merged = _merge(table, own, f"{scenario.source}: training") | {"recipe": recipe}
+    return validate(TrainingConfig, merged, f"{scenario.source}: training")
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(base.get(key), dict):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}.{key} = {value!r}: expected a table")
+            value = _merge(base[key], value, f"{where}.{key}")
+        merged[key] = value
+    return merged

@@ -1,0 +1,169 @@
+"""Whose trajectory is it: from quantities per entity to quantities per group, by the settings of the credit table.
+
+A trajectory belongs to a group slot. It is valid at the steps that a member was alive to act in, and it ends where the
+slot's group does: with its last member, with a change of its identity, or with the world's episode.
+"""
+
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from swarm.errors import ConfigError, nearest
+from swarm.grouping import RULES, AbstractGrouping, Nodes
+from swarm.hierarchy import reduce_groups
+from swarm.scenario import World
+from training.config import CreditTable
+from training.losses import generalised_advantage
+
+Separable = Literal["reward", "value", "log_prob", "entropy", "advantage", "done"]
+
+
+class Membership(eqx.Module):
+    """Which group slot each entity belongs to, and who the slots stand for.
+
+    Attributes:
+        index: group slot of each entity slot; -1: none, or dead.
+        identity: of each group slot; a change of it is the end of a trajectory.
+    """
+
+    index: Int[Array, " n"]
+    identity: Int[Array, " g"]
+
+    @property
+    def n_groups(self) -> int:
+        """Number of group slots."""
+        return self.identity.shape[-1]
+
+    def total(self, values: Float[Array, " n"]) -> Float[Array, " g"]:
+        """Sum over the members of each group."""
+        return reduce_groups(values, self.index, self.n_groups, "sum")
+
+    def any(self, values: Bool[Array, " n"]) -> Bool[Array, " g"]:
+        """Whether it holds for a member of the group."""
+        return reduce_groups(values, self.index, self.n_groups, "any")
+
+
+class GroupBy(eqx.Module):
+    """Finds the membership of a world: by a level of its hierarchy, or by a rule applied to the entities.
+
+    Attributes:
+        level: index of the level; None where a rule is applied.
+        rule: the rule; None where a level is read.
+    """
+
+    level: int | None = eqx.field(static=True)
+    rule: AbstractGrouping | None
+
+    def __call__(self, world: World) -> Membership:
+        """Return who belongs where, now."""
+        alive = world.entities.alive
+        if self.rule is not None:
+            index, groups = self.rule(Nodes.of(world.entities), world.entities)
+            return Membership(jnp.where(alive, index, -1), groups.identity)
+        if not self.level:
+            return Membership(jnp.where(alive, world.hierarchy.ancestor(0), -1), world.entities.uid)
+        identity = world.hierarchy.identity[self.level - 1]
+        return Membership(jnp.where(alive, world.hierarchy.ancestor(self.level), -1), identity)
+
+
+def group_by(text: str, levels: tuple[str, ...], parse, *, where: str) -> GroupBy:
+    """Read the setting `grouping`: a level's name, or a grouping rule.
+
+    Args:
+        text: the setting.
+        levels: names of the hierarchy's levels; they come before the rules of the same name.
+        parse: `parse(text) -> AbstractGrouping` in the terms of the scenario.
+        where: file and key, for the message.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text in levels:
+        return GroupBy(levels.index(text), None)
+    if text.partition(":")[0] not in {rule.partition(":")[0] for rule in RULES}:
+        hint = nearest(text, (*levels, *RULES))
+        raise ConfigError(f"{where} = {text!r}: neither a level nor a grouping rule{hint}")
+    return GroupBy(None, parse(text))
+
+
+def separate(
+    values: Float[Array, "*b g"], valid: Bool[Array, "*b g"], scope: Literal["group", "global"]
+) -> Float[Array, "*b g"]:
+    """Keep each group's own value, or give every valid group the sum over all of them."""
+    if scope == "group":
+        return values
+    total = jnp.sum(jnp.where(valid, values, 0.0), axis=-1, keepdims=True)
+    return jnp.where(valid, total, 0.0)
+
+
+def mix_reward(
+    reward: Float[Array, "*b g"], valid: Bool[Array, "*b g"], credit: CreditTable
+) -> Float[Array, "*b g"]:
+    """`own_weight` times the own reward and the rest of the reward of all groups together."""
+    own_weight = credit.own_weight if credit.reward == "group" else 0.0
+    return own_weight * reward + (1.0 - own_weight) * separate(reward, valid, "global")
+
+
+class Trajectory(eqx.Module):
+    """What credit is computed from; axes [t, g] for each world. Row t is the step from t to t + 1.
+
+    Attributes:
+        reward: sum over the members' rewards.
+        value: sum over the members' values before the step.
+        valid: a member was alive when the step began.
+        identity: of the group slot when the step began.
+        final_value: value of the last observation where the world was truncated in the step; else 0.
+        ended: the world's episode ended in the step; [t].
+    """
+
+    reward: Float[Array, "t g"]
+    value: Float[Array, "t g"]
+    valid: Bool[Array, "t g"]
+    identity: Int[Array, "t g"]
+    final_value: Float[Array, "t g"]
+    ended: Bool[Array, " t"]
+
+
+def advantages(
+    trajectory: Trajectory,
+    last_value: Float[Array, " g"],
+    last_valid: Bool[Array, " g"],
+    last_identity: Int[Array, " g"],
+    credit: CreditTable,
+    discount: float,
+    gae_lambda: float,
+) -> tuple[Float[Array, "t g"], Float[Array, "t g"], Float[Array, "t g"]]:
+    """Return advantage, value target and (separated) value of each step of one world's trajectories.
+
+    Args:
+        trajectory: the rollout.
+        last_value: value after the last step.
+        last_valid: whether the group lives after the last step.
+        last_identity: identity of the group slot after the last step.
+        credit: the settings.
+        discount: gamma.
+        gae_lambda: lambda.
+    """
+    valid = trajectory.valid
+    reward = mix_reward(trajectory.reward, valid, credit)
+    value = separate(trajectory.value, valid, credit.value)
+    final_value = separate(trajectory.final_value, trajectory.final_value != 0, credit.value)
+    last_value = separate(last_value, last_valid, credit.value)
+    next_valid = jnp.concatenate([valid[1:], last_valid[None]])
+    next_identity = jnp.concatenate([trajectory.identity[1:], last_identity[None]])
+    same = next_valid & (next_identity == trajectory.identity)
+    if credit.done == "global":
+        same = jnp.ones_like(same)
+    continues = valid & same & ~trajectory.ended[:, None]
+    following = jnp.concatenate([value[1:], last_value[None]])
+    # Where a group died or its slot passed on, nothing follows; where the world was truncated, its last value does.
+    next_value = jnp.where(trajectory.ended[:, None], final_value, jnp.where(continues, following, 0.0))
+    gamma = jnp.full_like(reward, discount)
+    advantage = generalised_advantage(reward, gamma, value, next_value, continues, gae_lambda)
+    target = advantage + value
+    if credit.advantage == "global":
+        n_valid = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
+        advantage = separate(advantage, valid, "global") / n_valid
+    return advantage, target, value

@@ -1,0 +1,57 @@
+"""Advantages and losses as pure functions of masked trajectories.
+
+Suffixes carry time: `reward_t` is the reward of the step from t to t + 1. Arrays are [t, ...] with any trailing axes
+(worlds, group slots), and every trailing index is a trajectory of its own.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def generalised_advantage(
+    reward_t: Float[Array, "t *g"],
+    discount_t: Float[Array, "t *g"],
+    value_t: Float[Array, "t *g"],
+    next_value_t: Float[Array, "t *g"],
+    continues_t: Bool[Array, "t *g"],
+    gae_lambda: float,
+) -> Float[Array, "t *g"]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) with boundaries.
+
+        delta_t = r_t + discount_t * V_{t+1} - V_t
+        A_t = delta_t + discount_t * lambda * continues_t * A_{t+1}
+
+    Args:
+        reward_t: reward of the step.
+        discount_t: discount, 0 where the trajectory terminated in the step.
+        value_t: value before the step.
+        next_value_t: value after the step, of the same trajectory: where it was truncated, of its final observation.
+        continues_t: whether row t + 1 belongs to the same trajectory.
+        gae_lambda: lambda.
+    """
+    delta_t = reward_t + discount_t * next_value_t - value_t
+    decay_t = jnp.where(continues_t, discount_t * gae_lambda, 0.0)
+
+    def backwards(advantage: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        delta, decay = row
+        advantage = delta + decay * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(backwards, jnp.zeros_like(delta_t[0]), (delta_t, decay_t), reverse=True)[1]
+
+
+def clipped_policy_loss(
+    log_prob: Float[Array, "*g"], old_log_prob: Float[Array, "*g"], advantage: Float[Array, "*g"], clip: float
+) -> Float[Array, "*g"]:
+    """PPO's surrogate, to be minimised (Schulman et al. 2017, eq. 7): max(-A rho, -A clip(rho, 1 - c, 1 + c))."""
+    ratio = jnp.exp(log_prob - old_log_prob)
+    return jnp.maximum(-advantage * ratio, -advantage * jnp.clip(ratio, 1.0 - clip, 1.0 + clip))
+
+
+def clipped_value_loss(
+    value: Float[Array, "*g"], old_value: Float[Array, "*g"], target: Float[Array, "*g"], clip: float
+) -> Float[Array, "*g"]:
+    """max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2)."""
+    near = old_value + jnp.clip(value - old_value, -clip, clip)
+    return jnp.maximum(jnp.square(value - target), jnp.square(near - target))
