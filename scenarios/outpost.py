@@ -90,6 +90,7 @@ class RewardTable(Table):
 
     delivered: float
     depot_share: float = Share
+    scarcity: float = Amount
     mined: float
     early: float
 
@@ -162,8 +163,9 @@ class Outpost(AbstractRules):
     Collisions: outside depots a cell holds one unit. A heavy beats a light; of the same weight a mover beats who stays;
         of several movers the most power survives, of equals none. Own units are not spared.
     Observation: maps per team (`_maps`), and for each entity its stores, and the directions to depot, ice and ore.
-    Reward: `delivered` per water's worth (4 ice) delivered, shared by unit and depot; `mined` per water's worth dug;
-        both raised by `early * (steps left) / steps`.
+    Reward: `delivered` per water's worth (4 ice) delivered, shared by unit and depot, and raised by up to `scarcity` as
+        the depot's water falls from its initial amount to none; `mined` per water's worth dug; both raised by
+        `early * (steps left) / steps`.
     End: a world is terminated when a team has no depot left, and truncated after `steps`. An episode is a success when
         every depot lives to the end.
     Units of time: a step. Source of the numbers: Lux AI challenge, season 2, without lichen, bidding and factories'
@@ -437,14 +439,18 @@ class Outpost(AbstractRules):
         entities = eqx.tree_at(
             lambda e: (e.position, e.velocity, e.stores), entities, (position, velocity, stores)
         )
-        reward = self._reward(world.step, mined, unloaded, received)
+        reward = self._reward(world, mined, unloaded, received, home)
         return entities, fields, Outcome(reward, dying, births, n_refused)
 
-    def _reward(self, step: Array, mined: Array, unloaded: Array, received: Array) -> Float[Array, " n"]:
+    def _reward(
+        self, world: World, mined: Array, unloaded: Array, received: Array, home: Array
+    ) -> Float[Array, " n"]:
         share, early = self.reward["depot_share"], self.reward["early"]
-        delivered = (1.0 - share) * unloaded + share * received
-        total = self.reward["delivered"] * delivered + self.reward["mined"] * mined
-        return total / ICE_PER_WATER * (1.0 + early * (self.steps - step) / self.steps)
+        full = world.entities.stores[:, WATER] / jnp.maximum(self.depot["water"], 1.0)
+        worth = self.reward["delivered"] * (1.0 + self.reward["scarcity"] * jnp.clip(1.0 - full, 0.0, 1.0))
+        delivered = (1.0 - share) * unloaded * worth[home] + share * received * worth
+        total = delivered + self.reward["mined"] * mined
+        return total / ICE_PER_WATER * (1.0 + early * (self.steps - world.step) / self.steps)
 
     def _move(self, entities: Entities, fields: Fields, action: Array, unit: Array) -> tuple[Array, ...]:
         """Return row, column and stores after the move, and who moved."""
@@ -583,11 +589,13 @@ class Outpost(AbstractRules):
         return jnp.concatenate([jnp.stack([x.astype(jnp.float32) for x in layers], axis=2), depots, units], axis=2)
 
     def _own(self, world: World, depot_at: Array, row: Array, column: Array) -> Float[Array, "n o"]:
-        """Stores as shares, where depot, ice and ore are, sun and time left; depots also see how many units there are."""
+        """Stores as shares, where the nearest and the driest depot, ice and ore are, sun, time left, number of units."""
         entities, fields, table = world.entities, world.fields, self.table
         stores, kind = entities.stores, entities.kind
         cargo, battery = jnp.maximum(table.cargo[kind], 1.0), jnp.maximum(table.battery[kind], 1.0)
         to_depot, to_ice, to_ore = self._to_depot(entities), fields.to_ice[row, column], fields.to_ore[row, column]
+        water = jnp.where(entities.alive, stores[:, WATER], 0.0)
+        to_driest = self._to_depot(entities, detour=1000.0 * water)
         steps_home = jnp.maximum(jnp.sum(jnp.maximum(jnp.abs(to_depot) - 1.0, 0.0), axis=1), 0.0)
         per_step = _move_cost(table, kind, self.rubble)
         margin = (stores[:, POWER] - steps_home * per_step) / jnp.maximum(10.0 * per_step, 1.0)
@@ -604,6 +612,7 @@ class Outpost(AbstractRules):
             fields.ore[row, column],
             jnp.tanh(margin),
             jnp.tanh(steps_home / 5.0),
+            *[jnp.tanh(self._water_at(entities, depot_at, x) / 200.0) for x in (to_depot, to_driest)],
         ]
         depot = [jnp.tanh(stores[:, WATER] / 200.0), stores[:, METAL] / 100.0, jnp.tanh(stores[:, POWER] / 1000.0)]
         everyone = [jnp.full_like(margin, (self.steps - world.step) / self.steps), *n_own]
@@ -611,10 +620,16 @@ class Outpost(AbstractRules):
         is_depot = kind == DEPOT
         columns = [jnp.where(is_depot, 0.0, x) for x in unit] + [jnp.where(is_depot, x, 0.0) for x in depot]
         columns += [*everyone, sun.astype(jnp.float32)]
-        near = jnp.concatenate([jnp.clip(x / 2.0, -1.0, 1.0) for x in (to_depot, to_ice, to_ore)], axis=1)
-        far = jnp.concatenate([x / 16.0 for x in (to_depot, to_ice, to_ore)], axis=1)
+        near = jnp.concatenate([jnp.clip(x / 2.0, -1.0, 1.0) for x in (to_depot, to_driest, to_ice, to_ore)], axis=1)
+        far = jnp.concatenate([x / 16.0 for x in (to_depot, to_driest, to_ice, to_ore)], axis=1)
         features = jnp.concatenate([jnp.stack(columns, axis=1), near, far], axis=1)
         return jnp.where(entities.alive[:, None], features, 0.0)
+
+    def _water_at(self, entities: Entities, depot_at: Array, offset: Float[Array, "n 2"]) -> Float[Array, " n"]:
+        """Water of the depot at an offset from each entity; 0 where there is none."""
+        place = jnp.where(entities.alive[:, None], entities.position + offset, 0.0).astype(jnp.int32)
+        slot = depot_at[place[:, 1], place[:, 0]]
+        return jnp.where(slot >= 0, entities.stores[slot, WATER], 0.0)
 
     def metrics(self, world: World) -> dict[str, Float[Array, ""]]:
         """Whether all depots live; ice delivered, water stored and units lost, per team."""

@@ -1,5 +1,6 @@
 """Pictures and videos of episodes."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def render(simulator: Simulator, worlds: World, path: Path) -> None:
         writer = imageio.get_writer(path, fps=_FRAMES_PER_SECOND, macro_block_size=8)
     else:
         writer = imageio.get_writer(path, duration=1000 / _FRAMES_PER_SECOND, loop=0)
-    with writer:
+    with writer, warnings.catch_warnings():
+        # The writer starts ffmpeg; jax warns of any fork, though this one executes another program at once.
+        warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
         for frame in frames:
             writer.append_data(frame)
 

@@ -39,7 +39,7 @@ def _play(simulator: Simulator, policy: AbstractPolicy, keys: Key[Array, " e"]) 
 
         start = (*simulator.reset(reset_key), jnp.zeros(()))
         world, _, total = jax.lax.while_loop(running, step, start)
-        return simulator.metrics(world) | {"return": total, "status": world.status.astype(jnp.float32)}
+        return simulator.metrics(world) | {"return": total}
 
     return jax.vmap(play_one)(keys)
 

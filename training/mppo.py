@@ -92,7 +92,7 @@ class MPPO(eqx.Module):
     def init(self, seed: int) -> tuple[Learned, Actors]:
         """Return a fresh learner and its worlds, placed on the mesh."""
         key = jax.random.key(seed)
-        learned = eqx.filter_jit(self._init_learned)(key)
+        learned = self.init_learned(seed)
         actors = eqx.filter_jit(lambda: start(self.simulator, _stream(key, 1), jnp.arange(self.config.worlds)))()
         return self.place(learned, actors)
 
@@ -102,7 +102,10 @@ class MPPO(eqx.Module):
         sharded = NamedSharding(self.mesh, PartitionSpec(AXIS))
         return eqx.filter_shard(learned, replicated), eqx.filter_shard(actors, sharded)
 
-    def _init_learned(self, key: Key[Array, ""]) -> Learned:
+    @eqx.filter_jit
+    def init_learned(self, seed: int) -> Learned:
+        """Return fresh parameters and optimiser."""
+        key = jax.random.key(seed)
         _, timestep = self.simulator.reset(key)
         n = self.config.network
         network = Network(

@@ -1,0 +1,95 @@
+"""What a run shows in the terminal: a live table, or plain lines where the output is no terminal."""
+
+import sys
+import time
+from collections import deque
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from training.config import TrainingConfig
+
+_SHOWN = (
+    ("return", "episode/return", "{:.1f}"),
+    ("episode length", "episode/length", "{:.0f}"),
+    ("policy loss", "policy_loss", "{:.4f}"),
+    ("value loss", "value_loss", "{:.4f}"),
+    ("explained variance", "explained_variance", "{:.2f}"),
+    ("entropy", "entropy", "{:.3f}"),
+    ("kl", "kl", "{:.4f}"),
+    ("clip fraction", "clip_fraction", "{:.3f}"),
+)
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """A context in which `update(row)` shows the metrics of an update."""
+
+    def __init__(self, config: TrainingConfig, done: int) -> None:
+        self._config, self._done = config, done
+        self._console = Console(file=sys.stdout)
+        self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+        # Rates are over the last few updates, so that they do not remember the compilation.
+        self._marks: deque[tuple[float, float]] = deque(maxlen=20)
+        self._agent_steps, self._printed = 0.0, 0.0
+        self._episode: dict[str, float] = {}
+
+    def __enter__(self) -> "Progress":
+        self.print("compiling ...")
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def print(self, line: str) -> None:
+        """Print a line above the table."""
+        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.file.flush()
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Show an update."""
+        now = time.perf_counter()
+        self._agent_steps += row["agent_steps"]
+        self._marks.append((now, self._agent_steps))
+        self._done = row["update"]
+        self._episode |= {k: v for k, v in row.items() if k.startswith("episode/")}
+        row = row | self._episode
+        if self._live:
+            self._live.update(self._table(row))
+        elif now - self._printed > _SECONDS_BETWEEN_LINES or self._done == self._config.n_updates:
+            self._printed = now
+            self.print("  ".join(f"{name} {value}" for name, value in self._cells(row)))
+
+    def _rates(self) -> tuple[float, float]:
+        """Agent-steps per second, and seconds left."""
+        (t0, a0), (t1, a1) = self._marks[0], self._marks[-1]
+        if t1 == t0:
+            return 0.0, 0.0
+        per_update = (t1 - t0) / (len(self._marks) - 1)
+        return (a1 - a0) / (t1 - t0), per_update * (self._config.n_updates - self._done)
+
+    def _cells(self, row: dict[str, Any]) -> list[tuple[str, str]]:
+        rate, left = self._rates()
+        cells = [
+            ("update", f"{self._done}/{self._config.n_updates}"),
+            ("steps", f"{row['steps']:,}"),
+            ("agent-steps/s", f"{rate:,.0f}" if rate else "-"),
+            ("left", f"{left // 60:.0f}:{left % 60:02.0f}" if rate else "-"),
+        ]
+        cells += [(name, form.format(row[key])) for name, key, form in _SHOWN if key in row]
+        known = {key for _, key, _ in _SHOWN}
+        cells += [(k[8:], f"{v:.4g}") for k, v in row.items() if k.startswith("episode/") and k not in known]
+        return cells
+
+    def _table(self, row: dict[str, Any]) -> Table:
+        table = Table.grid(padding=(0, 2))
+        table.add_row("", ProgressBar(total=self._config.n_updates, completed=self._done, width=40))
+        for name, value in self._cells(row):
+            table.add_row(name, value)
+        return table
