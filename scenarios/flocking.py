@@ -1,6 +1,6 @@
 """Flocking: birds of constant speed that steer by what they see of their neighbours."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -27,7 +27,7 @@ class WorldTable(Table):
     raster: tuple[int, int]
 
     @pydantic.model_validator(mode="after")
-    def _positive(self) -> Self:
+    def _positive(self) -> "WorldTable":
         if min(self.size) <= 0:
             raise ValueError(f"size = {list(self.size)}: both sides must be longer than 0")
         if not all(4 <= cells <= 128 for cells in self.raster):
@@ -66,7 +66,7 @@ class FlockingConfig(ScenarioConfig):
     reward: RewardTable
 
     @pydantic.model_validator(mode="after")
-    def _sight_fits(self) -> Self:
+    def _sight_fits(self) -> "FlockingConfig":
         radius, side = self.population.bird.radius, min(self.world.size)
         if radius > side / 2:
             raise ValueError(
@@ -118,7 +118,7 @@ class Flocking(AbstractRules):
     reward: dict[str, Float[Array, ""]]
 
     @classmethod
-    def from_config(cls, config: FlockingConfig) -> Self:
+    def from_config(cls, config: FlockingConfig) -> "Flocking":
         """Build the rules from the validated scenario file."""
         bird, world = config.population.bird, config.world
         return cls(

@@ -1,6 +1,6 @@
 """Outpost: keep depots alive with ice brought by light and heavy units, on a grid with rubble, ore, day and night."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -39,7 +39,7 @@ class WorldTable(Table):
     cycle: int = pydantic.Field(ge=1)
 
     @pydantic.model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> "WorldTable":
         if not all(8 <= side <= 128 for side in self.size):
             raise ValueError(f"size = {list(self.size)}: each side must be from 8 to 128 cells")
         if self.ice + self.ore > 0.5:
@@ -103,7 +103,7 @@ class OutpostConfig(ScenarioConfig):
     reward: RewardTable
 
     @pydantic.model_validator(mode="after")
-    def _room_for_depots(self) -> Self:
+    def _room_for_depots(self) -> "OutpostConfig":
         (width, height), n_depots = self.world.size, self.population.depot.initial * self.world.teams
         if n_depots * 25 > (width - 2) * (height - 2):
             raise ValueError(
@@ -198,7 +198,7 @@ class Outpost(AbstractRules):
     table: Kinds
 
     @classmethod
-    def from_config(cls, config: OutpostConfig) -> Self:
+    def from_config(cls, config: OutpostConfig) -> "Outpost":
         """Build the rules from the validated scenario file."""
         world, population = config.world, config.population
         light, heavy = population.light, population.heavy

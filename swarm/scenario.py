@@ -1,7 +1,7 @@
 """The extension point for rules: what a scenario is made of, and the types it exchanges with the simulator."""
 
 import abc
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -97,7 +97,7 @@ class TimeStep(eqx.Module):
     world_truncated: Bool[Array, ""]
 
     @property
-    def ended(self) -> Bool[Array, ""]:
+    def ended(self) -> Bool[Array, "*b"]:
         """Whether the episode is over, either way."""
         return self.world_terminated | self.world_truncated
 
@@ -162,7 +162,7 @@ class AbstractRules(eqx.Module):
 
     @classmethod
     @abc.abstractmethod
-    def from_config(cls, config: Any) -> Self:
+    def from_config(cls, config: Any) -> "AbstractRules":
         """Build the rules from the validated scenario file."""
 
     @abc.abstractmethod

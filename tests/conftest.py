@@ -1,6 +1,23 @@
-"""Shape and type checks at run time, and strict promotion, for every test."""
+"""Shape and type checks at run time, strict rank promotion, and eight simulated devices, for every test."""
 
+import sys
+from pathlib import Path
+
+import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # The bare decorator: `beartype.beartype(conf=...)` over several packages leaves all but the first unchecked.
 install_import_hook(["swarm", "scenarios", "training"], "beartype.beartype")
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# So that `rules = "rivals:Rivals"` finds the probe game, as a user's own module on PYTHONPATH would be found.
+sys.path.insert(0, str(Path(__file__).parent / "training"))
+
+
+@pytest.fixture(scope="session")
+def rivals() -> str:
+    """Path of the probe game's scenario file."""
+    return str(Path(__file__).parent / "training" / "rivals.toml")

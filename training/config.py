@@ -2,7 +2,7 @@
 
 import importlib.resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import pydantic
 
@@ -76,7 +76,7 @@ class TrainingConfig(Table):
     network: NetworkTable
 
     @pydantic.model_validator(mode="after")
-    def _minibatches_divide(self) -> Self:
+    def _minibatches_divide(self) -> "TrainingConfig":
         if self.rollout % self.minibatches:
             raise ValueError(
                 f"minibatches = {self.minibatches} does not divide rollout = {self.rollout}; "

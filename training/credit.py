@@ -118,12 +118,12 @@ class Trajectory(eqx.Module):
         ended: the world's episode ended in the step; [t].
     """
 
-    reward: Float[Array, "t g"]
-    value: Float[Array, "t g"]
-    valid: Bool[Array, "t g"]
-    identity: Int[Array, "t g"]
-    final_value: Float[Array, "t g"]
-    ended: Bool[Array, " t"]
+    reward: Float[Array, "t *b g"]
+    value: Float[Array, "t *b g"]
+    valid: Bool[Array, "t *b g"]
+    identity: Int[Array, "t *b g"]
+    final_value: Float[Array, "t *b g"]
+    ended: Bool[Array, "t *b"]
 
 
 def advantages(

@@ -220,7 +220,7 @@ class MPPO(eqx.Module):
             gradient, metrics = jax.grad(_loss, has_aux=True)(params, static, minibatch, counts, c)
             gradient, metrics = jax.tree.map(_over_devices, (gradient, metrics))
             change, optimizer = self.optimizer.update(gradient, optimizer, params)
-            metrics["grad_norm"] = optax.global_norm(gradient)
+            metrics["grad_norm"] = optax.tree.norm(gradient)
             return (optax.apply_updates(params, change), optimizer), metrics
 
         (params, optimizer), metrics = jax.lax.scan(step, (params, learned.optimizer), order)

@@ -45,13 +45,13 @@ class Rollout(eqx.Module):
     """
 
     observation: Observation
-    action: Int[Array, "t b n"]
-    log_prob: Float[Array, "t b n"]
-    value: Float[Array, "t b n"]
-    reward: Float[Array, "t b n"]
+    action: Int[Array, "*t b n"]
+    log_prob: Float[Array, "*t b n"]
+    value: Float[Array, "*t b n"]
+    reward: Float[Array, "*t b n"]
     membership: Membership
-    final_value: Float[Array, "t b g"]
-    ended: Bool[Array, "t b"]
+    final_value: Float[Array, "*t b g"]
+    ended: Bool[Array, "*t b"]
 
 
 class EpisodeSums(eqx.Module):

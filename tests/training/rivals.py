@@ -1,0 +1,72 @@
+"""A probe game of known answer: two rivals who each may take from the other.
+
+Taking pays the taker 1 and costs the other 2. Each rival's own reward says take; the sum of both says leave. An episode
+lasts four steps, and rivals see nothing but themselves.
+"""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+import pydantic
+
+from swarm.config import ScenarioConfig, Table
+from swarm.entities import Entities, Spawn, spawn
+from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, RandomPolicy
+
+TAKE = 1
+
+
+class WorldTable(Table):
+    steps: int = pydantic.Field(ge=1)
+
+
+class RivalsConfig(ScenarioConfig):
+    world: WorldTable
+
+
+class Rivals(AbstractRules):
+    Config = RivalsConfig
+    kinds = ("rival",)
+    actions: ClassVar[dict[str, tuple[str, ...]]] = {"rival": ("leave", "take")}
+    success = "taking"
+    headline = "taking"
+    n_slots = 2
+    n_teams = 2
+    centre = (0.0, 0.0)
+
+    @classmethod
+    def from_config(cls, config) -> "Rivals":
+        return cls()
+
+    def reset(self, key):
+        both, place = jnp.arange(2), jnp.zeros((2, 2))
+        births = Spawn(jnp.ones(2, bool), jnp.zeros(2, jnp.int32), both, place, jnp.zeros(2), jnp.zeros((2, 0)))
+        return spawn(Entities.empty(2, 2, 0), births)[0], jnp.zeros(())
+
+    def act(self, world, action, key):
+        take = (action == TAKE).astype(jnp.float32)
+        outcome = Outcome(take - 2.0 * take[::-1], jnp.zeros(2, bool), None, jnp.int32(0))
+        return world.entities, jnp.mean(take), outcome
+
+    def observe(self, world):
+        return Observation(
+            maps=jnp.zeros((1, 4, 4, 1)),
+            view=jnp.zeros(2, jnp.int32),
+            cell=jnp.zeros((2, 2), jnp.int32),
+            own=jnp.eye(2),
+            kind=jnp.zeros(2, jnp.int32),
+            alive=world.entities.alive,
+            action_mask=jnp.ones((2, 2), bool),
+        )
+
+    def ended(self, world):
+        return jnp.zeros((), bool)
+
+    def metrics(self, world):
+        return {"taking": world.fields}
+
+    def scripted_policy(self) -> AbstractPolicy:
+        return RandomPolicy()
+
+    def draw(self, axes, world):
+        axes.plot(world.entities.team)

@@ -1,0 +1,117 @@
+"""Runs killed by the system continue bit for bit; what is wrong is one line and loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from swarm.config import load
+from swarm.train import main
+from training.build import build_learner
+from training.config import load_training
+from training.runs import Checkpoints, RunFolder, _named_arrays
+
+
+def arrays(folder: Path):
+    """All arrays of the last checkpoint."""
+    run = RunFolder.open(folder)
+    config = load_training(run.scenario())
+    learner = build_learner(run.scenario(), config)
+    learned, actors = learner.init(0)
+    checkpoints = Checkpoints(run, config.keep_checkpoints)
+    parts = {"network": learned.network, "actors": actors}
+    restored = checkpoints.restore(checkpoints.latest(), **parts)
+    return {f"{name}.{k}": np.asarray(x) for name in parts for k, x in _named_arrays(restored[name]).items()}
+
+
+def train(rivals, runs, *words):
+    assert main([rivals, "--runs", str(runs), "--episodes", "2", *words]) == 0
+    return next(runs.iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(rivals, tmp_path_factory):
+    """An uninterrupted run."""
+    return train(rivals, tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_leaves_everything_it_promises(whole):
+    expected = {"config.toml", "run.json", "metrics.jsonl", "checkpoints", "evaluation.json", "curve.png", "video.mp4"}
+    names = {p.name for p in whole.iterdir()}
+    assert expected <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == list(range(1, 21))
+    assert load(whole / "config.toml").config.training["worlds"] == 16
+
+
+def test_killed_and_resumed_is_bit_equal(rivals, whole, tmp_path):
+    # A real process and a real SIGKILL, at a moment between checkpoints.
+    here = Path(rivals).parent
+    command = [sys.executable, "-m", "swarm.train", rivals, "--runs", str(tmp_path), "--episodes", "2"]
+    environment = os.environ | {"PYTHONPATH": str(here)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if sum(len(p.read_text().splitlines()) for p in tmp_path.glob("*/metrics.jsonl")) >= 5:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL
+    folder = next(tmp_path.iterdir())
+    n_before = len(RunFolder.open(folder).metrics())
+    assert 5 <= n_before < 20
+    assert main(["--resume", str(folder), "--episodes", "2"]) == 0
+    resumed, uninterrupted = arrays(folder), arrays(whole)
+    assert resumed.keys() == uninterrupted.keys()
+    for name, value in resumed.items():
+        np.testing.assert_array_equal(value, uninterrupted[name], err_msg=name)
+    rows = RunFolder.open(folder).metrics()
+    assert [row["update"] for row in rows] == list(range(1, 21))
+
+
+def fails(capsys, *words):
+    """Run a command that must fail, and return its one line."""
+    assert main(list(words)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(capsys, whole):
+    line = fails(capsys, "--resume", str(whole), "training.network.hidden=5")
+    assert "actor.inner" in line
+    assert "config.toml" in line
+
+
+def test_a_folder_in_use_is_left_alone(capsys, whole):
+    holder = RunFolder.open(whole)
+    holder.lock()
+    try:
+        assert "in use by another process" in fails(capsys, "--resume", str(whole))
+    finally:
+        holder.close()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(capsys, rivals, tmp_path):
+    words = ["training.learning_rate=1e38", "training.max_grad_norm=1e30", "training.checkpoint_every=1"]
+    line = fails(capsys, rivals, "--runs", str(tmp_path), *words)
+    assert "update" in line
+    assert "learning_rate" in line
+    rows = RunFolder.open(next(tmp_path.iterdir())).metrics()
+    assert all(np.isfinite(v) for row in rows for v in row.values())
+
+
+def test_what_is_no_run_is_refused(capsys, tmp_path):
+    assert "no run folder" in fails(capsys, "--resume", str(tmp_path))
+
+
+def test_too_many_devices_are_refused(capsys, rivals, tmp_path):
+    assert "8 cpu device(s)" in fails(capsys, rivals, "--devices", "9", "--runs", str(tmp_path))
+    assert "does not divide" in fails(capsys, rivals, "--devices", "3", "--runs", str(tmp_path))
