@@ -93,8 +93,8 @@ class Flocking(AbstractRules):
     Who: `bird`; one team; none is born or dies.
     Actions: one of 9 turns, from full left to full right: turn rates -1, -3/4, ..., 1 of `turn_rate`.
     Motion: heading += turn * time_step, then position += speed * (cos, sin) * time_step, in a periodic box.
-    Observation: maps (density and mean velocity on a raster), and for each bird, in its own frame: mean heading of those
-        within `radius`, way to their centre, way from those within `crowding`, and how many they are.
+    Observation: maps (density and mean velocity on a raster), and for each bird, in its own frame: mean heading of
+        those within `radius`, way to their centre, way from those within `crowding`, and how many they are.
     Reward per step: `alignment` times the mean cosine between own heading and those in sight (0 when alone), minus
         `crowding` for each bird that is too near.
     End: never terminated, truncated after `steps`. Success is an end with polarisation above 0.9.
@@ -186,9 +186,7 @@ class Flocking(AbstractRules):
         heading = jnp.mod(heading + jnp.pi, 2 * jnp.pi) - jnp.pi
         velocity = self._velocity(heading)
         position = self.space.wrap(entities.position + velocity * self.time_step)
-        entities = eqx.tree_at(
-            lambda e: (e.position, e.heading, e.velocity), entities, (position, heading, velocity)
-        )
+        entities = eqx.tree_at(lambda e: (e.position, e.heading, e.velocity), entities, (position, heading, velocity))
         seen = self._look(entities)
         count = jnp.maximum(seen[:, 0], 1.0)
         aligned = (seen[:, 1] * jnp.cos(heading) + seen[:, 2] * jnp.sin(heading)) / count
@@ -268,9 +266,7 @@ class Flocking(AbstractRules):
         entities = world.entities
         alive = np.asarray(entities.alive)
         place, way = entities.position[alive], entities.velocity[alive]
-        axes.quiver(
-            *place.T, *way.T, entities.heading[alive], cmap="hsv", clim=(-np.pi, np.pi), pivot="mid", scale=90
-        )
+        axes.quiver(*place.T, *way.T, entities.heading[alive], cmap="hsv", clim=(-np.pi, np.pi), pivot="mid", scale=90)
         width, height = np.asarray(self.space.size)
         axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[], aspect="equal")
         axes.set_title(f"step {int(world.step)}", fontsize=9)

@@ -1,15 +1,14 @@
 """Outpost: keep depots alive with ice brought by light and heavy units, on a grid with rubble, ore, day and night."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pydantic
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from swarm.config import Population, ScenarioConfig, Table
+from scenarios.outpost_config import OutpostConfig
 from swarm.entities import Entities, Spawn, spawn
 from swarm.hierarchy import reduce_groups
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
@@ -20,97 +19,6 @@ STAY, NORTH, EAST, SOUTH, WEST, DIG, UNLOAD, CHARGE = range(8)
 BUILD_LIGHT, BUILD_HEAVY = 1, 2
 N_STORES = 5
 ICE_PER_WATER, ORE_PER_METAL = 4.0, 5.0
-
-Share = pydantic.Field(ge=0.0, le=1.0)
-Amount = pydantic.Field(ge=0.0)
-Some = pydantic.Field(gt=0.0)
-
-
-class WorldTable(Table):
-    """Table `world`."""
-
-    size: tuple[int, int]
-    steps: int = pydantic.Field(ge=1)
-    teams: Literal[1, 2]
-    ice: float = Share
-    ore: float = Share
-    rubble: float = pydantic.Field(ge=0.0, le=100.0)
-    day: int = pydantic.Field(ge=0)
-    cycle: int = pydantic.Field(ge=1)
-
-    @pydantic.model_validator(mode="after")
-    def _fits(self) -> "WorldTable":
-        if not all(8 <= side <= 128 for side in self.size):
-            raise ValueError(f"size = {list(self.size)}: each side must be from 8 to 128 cells")
-        if self.ice + self.ore > 0.5:
-            raise ValueError(f"ice + ore = {self.ice + self.ore:g}: at most half of the cells; lower one of them")
-        if self.day > self.cycle:
-            raise ValueError(f"day = {self.day} is longer than cycle = {self.cycle}; lower day")
-        return self
-
-
-class DepotTable(Population):
-    """Table `population.depot`."""
-
-    initial: int = pydantic.Field(ge=1)
-    water: float = Amount
-    power: float = Amount
-    metal: float = Amount
-    upkeep: float = Amount
-    power_gain: float = Amount
-    refine_ice: float = Amount
-    refine_ore: float = Amount
-
-
-class UnitTable(Population):
-    """Tables `population.light` and `population.heavy`."""
-
-    build_metal: float = Amount
-    build_power: float = Amount
-    cargo: float = Some
-    battery: float = Some
-    charge: float = Amount
-    move: float = Amount
-    move_rubble: float = Amount
-    dig: float = Amount
-    dig_gain: float = Amount
-    dig_rubble: float = Amount
-
-
-class PopulationTable(Table):
-    """Table `population`."""
-
-    depot: DepotTable
-    light: UnitTable
-    heavy: UnitTable
-
-
-class RewardTable(Table):
-    """Table `reward`."""
-
-    delivered: float
-    depot_share: float = Share
-    scarcity: float = Amount
-    mined: float
-    early: float
-
-
-class OutpostConfig(ScenarioConfig):
-    """A scenario file for outpost."""
-
-    world: WorldTable
-    population: PopulationTable
-    reward: RewardTable
-
-    @pydantic.model_validator(mode="after")
-    def _room_for_depots(self) -> "OutpostConfig":
-        (width, height), n_depots = self.world.size, self.population.depot.initial * self.world.teams
-        if n_depots * 25 > (width - 2) * (height - 2):
-            raise ValueError(
-                f"world.size = [{width}, {height}] has no room for {n_depots} depots; "
-                "enlarge it or lower population.depot.initial"
-            )
-        return self
 
 
 class Kinds(eqx.Module):
@@ -160,8 +68,9 @@ class Outpost(AbstractRules):
     Power: a move costs `move + move_rubble * rubble` of the cell entered, digging costs `dig`; units gain `charge` per
         step of sun, depots `power_gain` always. Charging takes what the battery lacks; where several want more than
         the depot has, each gets the same share of its want.
-    Collisions: outside depots a cell holds one unit. A heavy beats a light; of the same weight a mover beats who stays;
-        of several movers the most power survives, of equals none. Own units are not spared.
+    Collisions: outside depots a cell holds one unit, and no unit may enter a cell that a mate stands on. Where units
+        meet all the same, a heavy beats a light; of the same weight a mover beats who stays; of several movers the
+        most power survives, of equals none. Mates who enter the same cell are not spared.
     Observation: maps per team (`_maps`), and for each entity its stores, and the directions to depot, ice and ore.
     Reward: `delivered` per water's worth (4 ice) delivered, shared by unit and depot, and raised by up to `scarcity` as
         the depot's water falls from its initial amount to none; `mined` per water's worth dug; both raised by
@@ -185,8 +94,8 @@ class Outpost(AbstractRules):
     width: int = eqx.field(static=True)
     height: int = eqx.field(static=True)
     teams: int = eqx.field(static=True)
-    capacity: tuple[int, int, int] = eqx.field(static=True)
-    initial: tuple[int, int, int] = eqx.field(static=True)
+    capacity: tuple[int, ...] = eqx.field(static=True)
+    initial: tuple[int, ...] = eqx.field(static=True)
     n_ice: int = eqx.field(static=True)
     n_ore: int = eqx.field(static=True)
     rubble: Float[Array, ""]
@@ -246,7 +155,7 @@ class Outpost(AbstractRules):
         depot_key, near_key, ice_key, ore_key, rubble_key = jax.random.split(key, 5)
         places = self._place_depots(depot_key)
         entities = self._populate(places)
-        taken = self._depot_at(entities) >= 0
+        taken = self.depot_at(entities) >= 0
         ice = self._patches(ice_key, taken, self.n_ice, self._near_depots(near_key, places))
         ore = self._patches(ore_key, taken | ice, self.n_ore, jnp.zeros(taken.shape))
         hills = _smooth(jax.random.uniform(rubble_key, (self.height, self.width), minval=0.0, maxval=2.0))
@@ -264,9 +173,7 @@ class Outpost(AbstractRules):
 
     def _place_depots(self, key: Key[Array, ""]) -> Float[Array, "p 2"]:
         """Put depots one after the other where the map is emptiest, with much chance."""
-        rows, columns = jnp.meshgrid(
-            jnp.arange(1.0, self.height - 1), jnp.arange(1.0, self.width - 1), indexing="ij"
-        )
+        rows, columns = jnp.meshgrid(jnp.arange(1.0, self.height - 1), jnp.arange(1.0, self.width - 1), indexing="ij")
         cells = jnp.stack([columns.ravel(), rows.ravel()], axis=1)
         n_depots = self.teams * self.initial[DEPOT]
         # Depots within this distance of each other are never chosen while there is room.
@@ -331,7 +238,7 @@ class Outpost(AbstractRules):
         place = jnp.where(entities.alive[:, None], entities.position, 0.0).astype(jnp.int32)
         return place[:, 1], place[:, 0]
 
-    def _depot_at(self, entities: Entities) -> Int[Array, "h w"]:
+    def depot_at(self, entities: Entities) -> Int[Array, "h w"]:
         """Slot of the depot that covers a cell; -1: none."""
         row, column = self._cell(entities)
         around = jnp.arange(9)
@@ -340,13 +247,13 @@ class Outpost(AbstractRules):
         slots = jnp.broadcast_to(jnp.arange(self.n_slots, dtype=jnp.int32)[:, None], rows.shape)
         return jnp.full((self.height, self.width), -1, jnp.int32).at[rows, columns].max(slots, mode="drop")
 
-    def _home(self, entities: Entities, row: Array, column: Array, depot_at: Array) -> Int[Array, " n"]:
+    def home(self, entities: Entities, row: Array, column: Array, depot_at: Array) -> Int[Array, " n"]:
         """Slot of the own living depot that a unit stands on; -1: none."""
         slot = depot_at[row, column]
         own = (slot >= 0) & (entities.team[slot] == entities.team) & (entities.kind != DEPOT)
         return jnp.where(own & entities.alive, slot, -1)
 
-    def _to_depot(self, entities: Entities, detour: Array | float = 0.0) -> Float[Array, "n 2"]:
+    def to_depot(self, entities: Entities, detour: Array | float = 0.0) -> Float[Array, "n 2"]:
         """Offset to the centre of the nearest own depot, each `detour` (per slot) farther; 0 where there is none."""
         offset = entities.position[None, :, :] - entities.position[:, None, :]
         own = entities.is_kind(DEPOT)[None, :] & (entities.team[:, None] == entities.team[None, :])
@@ -367,14 +274,16 @@ class Outpost(AbstractRules):
         kind, stores, table = entities.kind, entities.stores, self.table
         unit = entities.alive & (kind != DEPOT)
         power, cargo = stores[:, POWER], stores[:, ICE] + stores[:, ORE]
-        rows, columns = row[:, None] + _ROW_STEP[None], column[:, None] + _COLUMN_STEP[None]
+        rows, columns = row[:, None] + ROW_STEP[None], column[:, None] + COLUMN_STEP[None]
         on_board = (rows >= 0) & (rows < self.height) & (columns >= 0) & (columns < self.width)
         rows, columns = jnp.clip(rows, 0, self.height - 1), jnp.clip(columns, 0, self.width - 1)
         there = depot_at[rows, columns]
         foreign = (there >= 0) & (entities.team[there] != entities.team[:, None])
-        cost = _move_cost(table, kind[:, None], fields.rubble[rows, columns])
-        move = unit[:, None] & on_board & ~foreign & (power[:, None] >= cost)
-        home = self._home(entities, row, column, depot_at)
+        mates = jnp.zeros((self.teams, self.height, self.width)).at[entities.team, row, column].add(unit)
+        blocked = foreign | ((mates[entities.team[:, None], rows, columns] > 0) & (there < 0))
+        cost = move_cost(table, kind[:, None], fields.rubble[rows, columns])
+        move = unit[:, None] & on_board & ~blocked & (power[:, None] >= cost)
+        home = self.home(entities, row, column, depot_at)
         resource = fields.ice[row, column] | fields.ore[row, column]
         useful = jnp.where(resource, cargo < table.cargo[kind], fields.rubble[row, column] > 0)
         dig = unit & (power >= table.dig[kind]) & useful & (depot_at[row, column] < 0)
@@ -398,12 +307,10 @@ class Outpost(AbstractRules):
         team = jnp.where(entities.is_kind(kind), entities.team, -1)
         return self.capacity[kind] - reduce_groups(team, team, self.teams, "count")
 
-    def act(
-        self, world: World, action: Int[Array, " n"], key: Key[Array, ""]
-    ) -> tuple[Entities, Fields, Outcome]:
+    def act(self, world: World, action: Int[Array, " n"], key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
         """Move, collide, dig, unload, charge, refine, burn, build; no chance is involved."""
         entities, fields, table = world.entities, world.fields, self.table
-        depot_at = self._depot_at(entities)
+        depot_at = self.depot_at(entities)
         legal = self._legal(entities, fields, depot_at)
         action = jnp.clip(action, 0, self.n_actions - 1)
         action = jnp.where(jnp.take_along_axis(legal, action[:, None], axis=1)[:, 0], action, STAY)
@@ -412,7 +319,7 @@ class Outpost(AbstractRules):
         crushed = self._collide(entities, row, column, stores[:, POWER], moving, depot_at)
         working = jnp.where(unit & ~crushed, action, STAY)
         stores, rubble, mined = self._dig(fields, row, column, stores, entities.kind, working == DIG)
-        home = self._home(entities, row, column, depot_at)
+        home = self.home(entities, row, column, depot_at)
         stores, unloaded, received = self._unload(stores, home, working == UNLOAD)
         stores = self._charge(stores, home, entities.kind, working == CHARGE)
         stores, births, n_refused = self._build(entities, stores, jnp.where(depot, action, 0))
@@ -422,9 +329,7 @@ class Outpost(AbstractRules):
         stores = stores.at[:, POWER].set(jnp.where(unit, charged, stores[:, POWER]))
         dry = depot & (stores[:, WATER] < 0)
         dying = crushed | dry
-        position = jnp.where(
-            unit[:, None], jnp.stack([column, row], axis=1).astype(jnp.float32), entities.position
-        )
+        position = jnp.where(unit[:, None], jnp.stack([column, row], axis=1).astype(jnp.float32), entities.position)
         velocity = jnp.where(entities.alive[:, None], position - entities.position, 0.0)
         by_team = jnp.where(entities.alive, entities.team, -1)
         fields = eqx.tree_at(
@@ -436,15 +341,11 @@ class Outpost(AbstractRules):
                 fields.lost + reduce_groups(crushed.astype(jnp.float32), by_team, self.teams, "sum"),
             ),
         )
-        entities = eqx.tree_at(
-            lambda e: (e.position, e.velocity, e.stores), entities, (position, velocity, stores)
-        )
+        entities = eqx.tree_at(lambda e: (e.position, e.velocity, e.stores), entities, (position, velocity, stores))
         reward = self._reward(world, mined, unloaded, received, home)
         return entities, fields, Outcome(reward, dying, births, n_refused)
 
-    def _reward(
-        self, world: World, mined: Array, unloaded: Array, received: Array, home: Array
-    ) -> Float[Array, " n"]:
+    def _reward(self, world: World, mined: Array, unloaded: Array, received: Array, home: Array) -> Float[Array, " n"]:
         share, early = self.reward["depot_share"], self.reward["early"]
         full = world.entities.stores[:, WATER] / jnp.maximum(self.depot["water"], 1.0)
         worth = self.reward["delivered"] * (1.0 + self.reward["scarcity"] * jnp.clip(1.0 - full, 0.0, 1.0))
@@ -457,9 +358,9 @@ class Outpost(AbstractRules):
         row, column = self._cell(entities)
         moving = unit & (action >= NORTH) & (action <= WEST)
         way = jnp.clip(action - 1, 0, 3)
-        row = row + jnp.where(moving, jnp.asarray(_ROW_STEP)[way], 0)
-        column = column + jnp.where(moving, jnp.asarray(_COLUMN_STEP)[way], 0)
-        cost = jnp.where(moving, _move_cost(self.table, entities.kind, fields.rubble[row, column]), 0.0)
+        row = row + jnp.where(moving, jnp.asarray(ROW_STEP)[way], 0)
+        column = column + jnp.where(moving, jnp.asarray(COLUMN_STEP)[way], 0)
+        cost = jnp.where(moving, move_cost(self.table, entities.kind, fields.rubble[row, column]), 0.0)
         return row, column, entities.stores.at[:, POWER].add(-cost), moving
 
     def _collide(
@@ -540,7 +441,7 @@ class Outpost(AbstractRules):
     def observe(self, world: World) -> Observation:
         """Maps for each team and features for each entity."""
         entities, fields = world.entities, world.fields
-        depot_at = self._depot_at(entities)
+        depot_at = self.depot_at(entities)
         row, column = self._cell(entities)
         return Observation(
             maps=jax.vmap(lambda team: self._maps(world, depot_at, row, column, team))(jnp.arange(self.teams)),
@@ -589,15 +490,15 @@ class Outpost(AbstractRules):
         return jnp.concatenate([jnp.stack([x.astype(jnp.float32) for x in layers], axis=2), depots, units], axis=2)
 
     def _own(self, world: World, depot_at: Array, row: Array, column: Array) -> Float[Array, "n o"]:
-        """Stores as shares, where the nearest and the driest depot, ice and ore are, sun, time left, number of units."""
+        """Stores as shares, where the nearest and the driest depot, ice and ore are, sun, time left, counts."""
         entities, fields, table = world.entities, world.fields, self.table
         stores, kind = entities.stores, entities.kind
         cargo, battery = jnp.maximum(table.cargo[kind], 1.0), jnp.maximum(table.battery[kind], 1.0)
-        to_depot, to_ice, to_ore = self._to_depot(entities), fields.to_ice[row, column], fields.to_ore[row, column]
+        to_depot, to_ice, to_ore = self.to_depot(entities), fields.to_ice[row, column], fields.to_ore[row, column]
         water = jnp.where(entities.alive, stores[:, WATER], 0.0)
-        to_driest = self._to_depot(entities, detour=1000.0 * water)
+        to_driest = self.to_depot(entities, detour=1000.0 * water)
         steps_home = jnp.maximum(jnp.sum(jnp.maximum(jnp.abs(to_depot) - 1.0, 0.0), axis=1), 0.0)
-        per_step = _move_cost(table, kind, self.rubble)
+        per_step = move_cost(table, kind, self.rubble)
         margin = (stores[:, POWER] - steps_home * per_step) / jnp.maximum(10.0 * per_step, 1.0)
         n_own = [
             reduce_groups(x, x, self.teams, "count")[entities.team] / 10.0
@@ -607,7 +508,7 @@ class Outpost(AbstractRules):
             stores[:, POWER] / battery,
             stores[:, ICE] / cargo,
             stores[:, ORE] / cargo,
-            self._home(entities, row, column, depot_at) >= 0,
+            self.home(entities, row, column, depot_at) >= 0,
             fields.ice[row, column],
             fields.ore[row, column],
             jnp.tanh(margin),
@@ -645,6 +546,8 @@ class Outpost(AbstractRules):
 
     def scripted_policy(self) -> AbstractPolicy:
         """The greedy policy."""
+        from scenarios.outpost_greedy import Greedy
+
         return Greedy(self)
 
     def draw(self, axes: Any, world: World) -> None:
@@ -654,77 +557,13 @@ class Outpost(AbstractRules):
         draw(axes, world)
 
 
-class Greedy(AbstractPolicy):
-    """Each unit goes to the nearest free ice, digs until full or until its power just brings it home, and returns.
-
-    Home is the nearest depot, where ten water in store count as one cell of way, so that a dry depot comes first.
-    Every third light unit digs ore; depots build whatever they can pay, heavies first. Units avoid each other: none
-    enters an occupied cell, and of several that want a cell the lowest identity goes.
-    """
-
-    rules: Outpost
-
-    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Int[Array, " n"]:
-        """Choose for all slots."""
-        rules, entities, fields = self.rules, world.entities, world.fields
-        kind, stores, legal, table = entities.kind, entities.stores, observation.action_mask, rules.table
-        unit = entities.alive & (kind != DEPOT)
-        row, column = observation.cell[:, 0], observation.cell[:, 1]
-        at_home = rules._home(entities, row, column, rules._depot_at(entities)) >= 0
-        to_depot = rules._to_depot(entities, detour=0.1 * jnp.maximum(stores[:, WATER], 0.0))
-        cargo, power = stores[:, ICE] + stores[:, ORE], stores[:, POWER]
-        steps_home = jnp.sum(jnp.maximum(jnp.abs(to_depot) - 1.0, 0.0), axis=1)
-        reserve = (steps_home + 1.0) * _move_cost(table, kind, 1.5 * rules.rubble) + table.dig[kind]
-        returning = (cargo >= table.cargo[kind]) | ((power < reserve) & ~at_home)
-        occupied = jnp.zeros((rules.height, rules.width)).at[row, column].add(unit.astype(jnp.float32))
-        target, on_target = self._resource(world, row, column, occupied)
-        goal = jnp.where(returning[:, None], entities.position + to_depot, target)
-        move = self._move(world, observation, goal, occupied)
-        low = power < jnp.asarray([0.0, 0.8, 0.2])[kind] * table.battery[kind]
-        action = jnp.where(on_target & ~returning & legal[:, DIG], DIG, move)
-        action = jnp.where(at_home & low & legal[:, CHARGE], CHARGE, action)
-        action = jnp.where(legal[:, UNLOAD], UNLOAD, action)
-        build = jnp.where(legal[:, BUILD_HEAVY], BUILD_HEAVY, jnp.where(legal[:, BUILD_LIGHT], BUILD_LIGHT, STAY))
-        return jnp.where(unit, action, build).astype(jnp.int32)
-
-    def _resource(self, world: World, row: Array, column: Array, occupied: Array) -> tuple[Array, Array]:
-        """Return the cell (x, y) of the nearest resource that no other unit stands on, and who stands on theirs."""
-        rules, entities, fields = self.rules, world.entities, world.fields
-        rows, columns = jnp.divmod(jnp.arange(rules.width * rules.height), rules.width)
-        distance = jnp.abs(rows[None] - row[:, None]) + jnp.abs(columns[None] - column[:, None])
-        wants_ore = (entities.kind == LIGHT) & (entities.uid % 3 == 0) & jnp.any(fields.ore)
-        resource = jnp.where(wants_ore[:, None], fields.ore.ravel()[None], fields.ice.ravel()[None])
-        free = resource & ((occupied.ravel()[None] == 0) | (distance == 0))
-        best = jnp.argmin(jnp.where(free, distance, 10_000), axis=1)
-        target = jnp.stack([columns[best], rows[best]], axis=1).astype(jnp.float32)
-        return target, jnp.min(jnp.where(free, distance, 10_000), axis=1) == 0
-
-    def _move(self, world: World, observation: Observation, goal: Array, occupied: Array) -> Int[Array, " n"]:
-        """Step to the neighbouring cell nearest to the goal, counting rubble, unless it is taken or claimed."""
-        rules, entities = self.rules, world.entities
-        row, column = observation.cell[:, 0], observation.cell[:, 1]
-        rows = jnp.clip(row[:, None] + _ROW_STEP[None], 0, rules.height - 1)
-        columns = jnp.clip(column[:, None] + _COLUMN_STEP[None], 0, rules.width - 1)
-        distance = jnp.abs(goal[:, 1, None] - rows) + jnp.abs(goal[:, 0, None] - columns)
-        safe = rules._depot_at(entities)[rows, columns] >= 0
-        taken = (occupied[rows, columns] > 0) & ~safe
-        score = distance + 0.015 * world.fields.rubble[rows, columns]
-        score = jnp.where(observation.action_mask[:, NORTH : WEST + 1] & ~taken, score, jnp.inf)
-        way = jnp.argmin(score, axis=1)
-        here = jnp.abs(goal[:, 1] - row) + jnp.abs(goal[:, 0] - column)
-        go = jnp.isfinite(jnp.min(score, axis=1)) & (here > 0) & entities.alive & (entities.kind != DEPOT)
-        cell = jnp.take_along_axis(rows * rules.width + columns, way[:, None], axis=1)[:, 0]
-        claim = reduce_groups(entities.uid, jnp.where(go, cell, -1), rules.width * rules.height, "min")[cell]
-        mine = (claim == entities.uid) | jnp.take_along_axis(safe, way[:, None], axis=1)[:, 0]
-        return jnp.where(go & mine, way + 1, STAY)
-
-
 # Row and column steps of north, east, south, west. Numpy, because importing must not start a jax backend.
-_ROW_STEP = np.asarray([-1, 0, 1, 0])
-_COLUMN_STEP = np.asarray([0, 1, 0, -1])
+ROW_STEP = np.asarray([-1, 0, 1, 0])
+COLUMN_STEP = np.asarray([0, 1, 0, -1])
 
 
-def _move_cost(table: Kinds, kind: Array, rubble: Array) -> Array:
+def move_cost(table: Kinds, kind: Array, rubble: Array) -> Array:
+    """Power that a move costs, by kind and by the rubble of the cell entered; whole numbers."""
     return jnp.floor(table.move[kind] + table.move_rubble[kind] * rubble)
 
 

@@ -27,7 +27,8 @@ def build_simulator(scenario: Scenario) -> Simulator:
             raise ConfigError(f"{where}: unknown key {name!r}{nearest(name, levels[1:] or ['levels'])}")
     rules_of_levels = [groups.get(level, level) for level in levels[1:]]
     groupings = tuple(
-        grouping_of(rules, rule, where=f"{where}.{level}") for level, rule in zip(levels[1:], rules_of_levels, strict=True)
+        grouping_of(rules, rule, where=f"{where}.{level}")
+        for level, rule in zip(levels[1:], rules_of_levels, strict=True)
     )
     return Simulator(rules, groupings, tuple(levels), jnp.int32(scenario.config.world.steps))
 

@@ -15,7 +15,9 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
     """Keeps the examples' line breaks and shows defaults."""
 
 
-def run(command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+def run(
+    command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
     """Parse the arguments and run a command; a user's mistake is one line on stderr and exit code 2."""
     arguments = parser.parse_args(argv)
     try:
@@ -38,7 +40,9 @@ def import_training() -> Any:
 
     if not getattr(training, "IS_SWARM", False):
         place = getattr(training, "__file__", None) or next(iter(training.__path__), "?")
-        raise SwarmError(f"{place} shadows the package 'training' that swarm needs; rename it or work in another folder")
+        raise SwarmError(
+            f"{place} shadows the package 'training' that swarm needs; rename it or work in another folder"
+        )
     return training
 
 

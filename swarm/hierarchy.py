@@ -96,9 +96,7 @@ def form(levels: tuple[str, ...], groupings: tuple[AbstractGrouping, ...], entit
     """Build the hierarchy of a new episode; `groupings[l]` forms level l + 1 from level l."""
     parent, groups = _apply(groupings, entities)
     generation = tuple(jnp.zeros_like(g.identity) for g in groups)
-    return Hierarchy(
-        levels, parent, tuple(g.exists for g in groups), tuple(g.identity for g in groups), generation
-    )
+    return Hierarchy(levels, parent, tuple(g.exists for g in groups), tuple(g.identity for g in groups), generation)
 
 
 def regroup(hierarchy: Hierarchy, groupings: tuple[AbstractGrouping, ...], entities: Entities) -> Hierarchy:
@@ -107,9 +105,7 @@ def regroup(hierarchy: Hierarchy, groupings: tuple[AbstractGrouping, ...], entit
     A slot without a living group keeps the identity of its last one, so that a generation marks a passing on.
     """
     parent, groups = _apply(groupings, entities)
-    identity = tuple(
-        jnp.where(g.exists, g.identity, old) for g, old in zip(groups, hierarchy.identity, strict=True)
-    )
+    identity = tuple(jnp.where(g.exists, g.identity, old) for g, old in zip(groups, hierarchy.identity, strict=True))
     generation = tuple(
         count + (new != old) for count, new, old in zip(hierarchy.generation, identity, hierarchy.identity, strict=True)
     )

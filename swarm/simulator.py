@@ -56,9 +56,7 @@ class Simulator(eqx.Module):
             n_refused = n_refused + n_overflow
         status = world.status | jnp.where(n_refused > 0, Status.ENTITIES_FULL, 0) | _non_finite(entities)
         hierarchy = regroup(world.hierarchy, self.groupings, entities)
-        world = World(
-            entities, hierarchy, fields, world.key, world.step + 1, status, world.n_overflow + n_refused
-        )
+        world = World(entities, hierarchy, fields, world.key, world.step + 1, status, world.n_overflow + n_refused)
         world_terminated = self.rules.ended(world)
         world_truncated = ~world_terminated & (world.step >= self.max_steps)
         terminated = before & (dying | world_terminated)

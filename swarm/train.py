@@ -52,10 +52,11 @@ def _train(arguments: argparse.Namespace) -> int:
     from training.runs import RunFolder
 
     words = list(arguments.overrides)
+    resumed = None
     if arguments.resume:
         words = [w for w in (arguments.scenario, *words) if w]
-        folder = RunFolder.open(Path(arguments.resume))
-        scenario, seed = folder.scenario(parse_overrides(words)), folder.identity()["seed"]
+        resumed = RunFolder.open(Path(arguments.resume))
+        scenario, seed = resumed.scenario(parse_overrides(words)), resumed.identity()["seed"]
     else:
         if not arguments.scenario:
             raise ConfigError("name a scenario, like outpost, or a run with --resume; python -m swarm lists scenarios")
@@ -64,10 +65,9 @@ def _train(arguments: argparse.Namespace) -> int:
         scenario, seed = load(arguments.scenario, parse_overrides(words)), arguments.seed
     config = load_training(scenario)
     learner = build_learner(scenario, config, arguments.devices)
-    if arguments.resume:
-        folder.lock()
-    else:
-        folder = RunFolder.create(scenario, config, seed, arguments.devices, Path(arguments.runs))
+    if resumed:
+        resumed.lock()
+    folder = resumed or RunFolder.create(scenario, config, seed, arguments.devices, Path(arguments.runs))
     print(f"run folder: {folder.path}", flush=True)
     try:
         learned = train(learner, folder, seed, resume=bool(arguments.resume))

@@ -22,7 +22,9 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
     if not 1 <= n_devices <= len(devices):
         raise ConfigError(f"--devices {n_devices}: this machine has {len(devices)} {devices[0].platform} device(s)")
     if config.worlds % n_devices:
-        raise ConfigError(f"--devices {n_devices} does not divide training.worlds = {config.worlds}; change one of them")
+        raise ConfigError(
+            f"--devices {n_devices} does not divide training.worlds = {config.worlds}; change one of them"
+        )
     simulator = scenario.simulator()
     where = f"{scenario.source}: training.credit.grouping"
     grouping = group_by(

@@ -98,9 +98,7 @@ def separate(
     return jnp.where(valid, total, 0.0)
 
 
-def mix_reward(
-    reward: Float[Array, "*b g"], valid: Bool[Array, "*b g"], credit: CreditTable
-) -> Float[Array, "*b g"]:
+def mix_reward(reward: Float[Array, "*b g"], valid: Bool[Array, "*b g"], credit: CreditTable) -> Float[Array, "*b g"]:
     """`own_weight` times the own reward and the rest of the reward of all groups together."""
     own_weight = credit.own_weight if credit.reward == "group" else 0.0
     return own_weight * reward + (1.0 - own_weight) * separate(reward, valid, "global")

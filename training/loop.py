@@ -43,7 +43,9 @@ def train(learner: MPPO, folder: RunFolder, seed: int, *, resume: bool) -> Learn
     rows: list[dict[str, Any]] = []
     if resume:
         restored = checkpoints.restore(checkpoints.latest(), **_parts(learned, actors))
-        learned = eqx.tree_at(lambda x: x.network, restored["learner"], restored["network"], is_leaf=lambda x: x is None)
+        learned = eqx.tree_at(
+            lambda x: x.network, restored["learner"], restored["network"], is_leaf=lambda x: x is None
+        )
         learned, actors = learner.place(learned, restored["actors"])
         rows = folder.forget_after(int(learned.n_updates))
     done = int(learned.n_updates)

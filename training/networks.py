@@ -31,7 +31,8 @@ class Convolution(eqx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
         """Keep height and width."""
-        return convolution3x3(x, self.kernel, self.dilation) + self.bias[None, None, None]
+        y: Array = convolution3x3(x, self.kernel, self.dilation)
+        return y + self.bias[None, None, None]
 
 
 class Linear(eqx.Module):
@@ -133,9 +134,10 @@ class Network(eqx.Module):
         n_features = 2 * channels + observation.own.shape[-1]
         n_actions = observation.action_mask.shape[-1]
         self.extractor = MapExtractor(observation.maps.shape[-1], channels, dilations, extractor_key)
-        # A small output gain starts the policy near uniform; without it learning is known to fail.
+        # A small output gain starts the policy near uniform, and the values near 0: random values would drown the rare
+        # first rewards in the advantages, and the policy would walk at random until they are unlearned.
         self.actor = KindHead(n_features, hidden, n_kinds, n_actions, 0.01, actor_key)
-        self.critic = KindHead(n_features, hidden, n_kinds, 1, 1.0, critic_key)
+        self.critic = KindHead(n_features, hidden, n_kinds, 1, 0.01, critic_key)
 
     def __call__(self, observation: Observation) -> tuple[Float[Array, "*b n a"], Float[Array, "*b n"]]:
         """Return masked logits and a value per entity slot; the values of dead slots are 0.

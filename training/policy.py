@@ -19,8 +19,8 @@ class NetworkPolicy(AbstractPolicy):
     def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Int[Array, " n"]:
         """Choose for all slots."""
         logits, _ = self.network(observation)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32) if self.deterministic else sample(
-            logits, world.entities, key
+        return (
+            jnp.argmax(logits, axis=-1).astype(jnp.int32) if self.deterministic else sample(logits, world.entities, key)
         )
 
 

@@ -163,9 +163,7 @@ def _finish(
         new = (fresh, timestep.observation, actors.n_episodes[i] + 1, jnp.float32(0))
         parts = (actors.world, actors.timestep.observation, actors.n_episodes, actors.episode_return)
         parts = jax.tree.map(lambda old, x: old.at[i].set(x), parts, new)
-        actors = eqx.tree_at(
-            lambda a: (a.world, a.timestep.observation, a.n_episodes, a.episode_return), actors, parts
-        )
+        actors = eqx.tree_at(lambda a: (a.world, a.timestep.observation, a.n_episodes, a.episode_return), actors, parts)
         return actors, sums, final_value.at[i].set(value)
 
     return for_each_marked(finish, ended, (actors, sums, final_value))

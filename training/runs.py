@@ -42,9 +42,7 @@ class RunFolder:
         self._lock = filelock.FileLock(path / "lock")
 
     @classmethod
-    def create(
-        cls, scenario: Scenario, config: TrainingConfig, seed: int, n_devices: int, parent: Path
-    ) -> "RunFolder":
+    def create(cls, scenario: Scenario, config: TrainingConfig, seed: int, n_devices: int, parent: Path) -> "RunFolder":
         """Make a new folder `<scenario>-<recipe>-<seed>-<time>` and lock it."""
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         stem = f"{scenario.name}-{Path(config.recipe).stem}-{seed}-{stamp}"

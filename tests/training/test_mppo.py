@@ -50,7 +50,8 @@ def test_value_learns_the_known_return(rivals):
     # All leave under the global reward, so the return is 0 at every step; all take under their own: -1 a step,
     # truncated after 4 steps and bootstrapped, so the value tends to -1 / (1 - discount) (here scaled by 0.1).
     learner = learner_of(
-        rivals, {"training.discount": 0.5, "training.reward_scale": 1.0, "training.value_clip": 10.0, "training.epochs": 8}
+        rivals,
+        {"training.discount": 0.5, "training.reward_scale": 1.0, "training.value_clip": 10.0, "training.epochs": 8},
     )
     _, rows = run(learner, 20)
     assert float(rows[-1]["value"]) == pytest.approx(-2.0, abs=0.3)
@@ -82,4 +83,3 @@ def test_one_and_eight_devices_learn_the_same_parameters():
     # Episodes of 12 steps ended on every device, so resets and bootstraps were part of it.
     assert sum(float(m["episode"].count) for m in rows_1) == sum(float(m["episode"].count) for m in rows_8) > 8
     assert float(rows_1[-1]["agent_steps"]) == float(rows_8[-1]["agent_steps"])
-

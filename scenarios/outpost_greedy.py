@@ -1,0 +1,92 @@
+"""The scripted policy of outpost."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from scenarios.outpost import (
+    BUILD_HEAVY,
+    BUILD_LIGHT,
+    CHARGE,
+    COLUMN_STEP,
+    DEPOT,
+    DIG,
+    ICE,
+    LIGHT,
+    NORTH,
+    ORE,
+    POWER,
+    ROW_STEP,
+    STAY,
+    UNLOAD,
+    WATER,
+    WEST,
+    Outpost,
+    move_cost,
+)
+from swarm.hierarchy import reduce_groups
+from swarm.scenario import AbstractPolicy, Observation, World
+
+
+class Greedy(AbstractPolicy):
+    """Each unit goes to the nearest free ice, digs until full or until its power just brings it home, and returns.
+
+    Home is the nearest depot, where ten water in store count as one cell of way, so that a dry depot comes first.
+    Every third light unit digs ore; depots build whatever they can pay, heavies first. Units avoid each other: none
+    enters an occupied cell, and of several that want a cell the lowest identity goes.
+    """
+
+    rules: Outpost
+
+    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Int[Array, " n"]:
+        """Choose for all slots."""
+        rules, entities = self.rules, world.entities
+        kind, stores, legal, table = entities.kind, entities.stores, observation.action_mask, rules.table
+        unit = entities.alive & (kind != DEPOT)
+        row, column = observation.cell[:, 0], observation.cell[:, 1]
+        at_home = rules.home(entities, row, column, rules.depot_at(entities)) >= 0
+        to_depot = rules.to_depot(entities, detour=0.1 * jnp.maximum(stores[:, WATER], 0.0))
+        cargo, power = stores[:, ICE] + stores[:, ORE], stores[:, POWER]
+        steps_home = jnp.sum(jnp.maximum(jnp.abs(to_depot) - 1.0, 0.0), axis=1)
+        reserve = (steps_home + 1.0) * move_cost(table, kind, 1.5 * rules.rubble) + table.dig[kind]
+        returning = (cargo >= table.cargo[kind]) | ((power < reserve) & ~at_home)
+        occupied = jnp.zeros((rules.height, rules.width)).at[row, column].add(unit.astype(jnp.float32))
+        target, on_target = self._resource(world, row, column, occupied)
+        goal = jnp.where(returning[:, None], entities.position + to_depot, target)
+        move = self._move(world, observation, goal, occupied)
+        low = power < jnp.asarray([0.0, 0.8, 0.2])[kind] * table.battery[kind]
+        action = jnp.where(on_target & ~returning & legal[:, DIG], DIG, move)
+        action = jnp.where(at_home & low & legal[:, CHARGE], CHARGE, action)
+        action = jnp.where(legal[:, UNLOAD], UNLOAD, action)
+        build = jnp.where(legal[:, BUILD_HEAVY], BUILD_HEAVY, jnp.where(legal[:, BUILD_LIGHT], BUILD_LIGHT, STAY))
+        return jnp.where(unit, action, build).astype(jnp.int32)
+
+    def _resource(self, world: World, row: Array, column: Array, occupied: Array) -> tuple[Array, Array]:
+        """Return the cell (x, y) of the nearest resource that no other unit stands on, and who stands on theirs."""
+        rules, entities, fields = self.rules, world.entities, world.fields
+        rows, columns = jnp.divmod(jnp.arange(rules.width * rules.height), rules.width)
+        distance = jnp.abs(rows[None] - row[:, None]) + jnp.abs(columns[None] - column[:, None])
+        wants_ore = (entities.kind == LIGHT) & (entities.uid % 3 == 0) & jnp.any(fields.ore)
+        resource = jnp.where(wants_ore[:, None], fields.ore.ravel()[None], fields.ice.ravel()[None])
+        free = resource & ((occupied.ravel()[None] == 0) | (distance == 0))
+        best = jnp.argmin(jnp.where(free, distance, 10_000), axis=1)
+        target = jnp.stack([columns[best], rows[best]], axis=1).astype(jnp.float32)
+        return target, jnp.min(jnp.where(free, distance, 10_000), axis=1) == 0
+
+    def _move(self, world: World, observation: Observation, goal: Array, occupied: Array) -> Int[Array, " n"]:
+        """Step to the neighbouring cell nearest to the goal, counting rubble, unless it is taken or claimed."""
+        rules, entities = self.rules, world.entities
+        row, column = observation.cell[:, 0], observation.cell[:, 1]
+        rows = jnp.clip(row[:, None] + ROW_STEP[None], 0, rules.height - 1)
+        columns = jnp.clip(column[:, None] + COLUMN_STEP[None], 0, rules.width - 1)
+        distance = jnp.abs(goal[:, 1, None] - rows) + jnp.abs(goal[:, 0, None] - columns)
+        safe = rules.depot_at(entities)[rows, columns] >= 0
+        taken = (occupied[rows, columns] > 0) & ~safe
+        score = distance + 0.015 * world.fields.rubble[rows, columns]
+        score = jnp.where(observation.action_mask[:, NORTH : WEST + 1] & ~taken, score, jnp.inf)
+        way = jnp.argmin(score, axis=1)
+        here = jnp.abs(goal[:, 1] - row) + jnp.abs(goal[:, 0] - column)
+        go = jnp.isfinite(jnp.min(score, axis=1)) & (here > 0) & entities.alive & (entities.kind != DEPOT)
+        cell = jnp.take_along_axis(rows * rules.width + columns, way[:, None], axis=1)[:, 0]
+        claim = reduce_groups(entities.uid, jnp.where(go, cell, -1), rules.width * rules.height, "min")[cell]
+        mine = (claim == entities.uid) | jnp.take_along_axis(safe, way[:, None], axis=1)[:, 0]
+        return jnp.where(go & mine, way + 1, STAY)

@@ -1,0 +1,480 @@
+"""Outpost's rules, one by one, on boards set up by hand; and that the game can be won, but not by chance."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scenarios.outpost import (
+    BUILD_HEAVY,
+    BUILD_LIGHT,
+    CHARGE,
+    DEPOT,
+    DIG,
+    EAST,
+    HEAVY,
+    ICE,
+    LIGHT,
+    METAL,
+    NORTH,
+    ORE,
+    POWER,
+    SOUTH,
+    STAY,
+    UNLOAD,
+    WATER,
+    WEST,
+)
+from swarm import RandomPolicy, make
+from swarm.status import Status
+
+OVERRIDES = {
+    "world.size": [14, 14],
+    "world.teams": 2,
+    "population.depot.initial": 1,
+    "population.depot.capacity": 2,
+    "population.light.capacity": 5,
+    "population.light.initial": 0,
+    "population.heavy.capacity": 3,
+    "population.heavy.initial": 0,
+}
+# Night, so that no power comes from the sun, and so that early rewards have a known weight.
+NIGHT, STEPS = 40, 256
+EARLY = 1.0 + 0.1 * (STEPS - NIGHT) / STEPS
+
+play_step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))
+look = eqx.filter_jit(lambda simulator, world: simulator.rules.observe(world))
+play_reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
+
+
+@pytest.fixture(scope="module")
+def simulator():
+    return make("outpost", OVERRIDES)
+
+
+@pytest.fixture(scope="module")
+def blank(simulator):
+    """A world to set boards up in."""
+    return play_reset(simulator, jax.random.key(0))[0]
+
+
+def piece(kind, x, y, team=0, **stores):
+    return {"kind": kind, "team": team, "x": x, "y": y} | stores
+
+
+def depot(x, y, team=0, **stores):
+    return piece(DEPOT, x, y, team, **({"water": 150.0, "power": 1000.0} | stores))
+
+
+def light(x, y, team=0, **stores):
+    return piece(LIGHT, x, y, team, **({"power": 100.0} | stores))
+
+
+def heavy(x, y, team=0, **stores):
+    return piece(HEAVY, x, y, team, **({"power": 1000.0} | stores))
+
+
+# Each team has a depot in a corner of its own, out of the way; slots 0 and 1.
+HOMES = (depot(1, 1), depot(12, 12, team=1))
+COLUMNS = {"ice": ICE, "ore": ORE, "water": WATER, "metal": METAL, "power": POWER}
+
+
+class Board:
+    """A world set up by hand: two depots, then the given pieces, in slots 2, 3, ..."""
+
+    def __init__(self, simulator, blank, *pieces, homes=HOMES, ice=(), ore=(), rubble=(), step=NIGHT):
+        self.simulator, self.first = simulator, len(homes)
+        pieces, e = (*homes, *pieces), blank.entities
+        n = e.alive.shape[0]
+        position, stores = np.zeros((n, 2), np.float32), np.zeros((n, 5), np.float32)
+        kind, team, uid = np.zeros(n, np.int32), np.zeros(n, np.int32), np.full(n, -1, np.int32)
+        for slot, p in enumerate(pieces):
+            position[slot], kind[slot], team[slot], uid[slot] = (p["x"], p["y"]), p["kind"], p["team"], slot
+            for name, column in COLUMNS.items():
+                stores[slot, column] = p.get(name, 0.0)
+        entities = eqx.tree_at(
+            lambda e: (e.alive, e.uid, e.kind, e.team, e.position, e.stores, e.next_uid),
+            e,
+            tuple(map(jnp.asarray, (uid >= 0, uid, kind, team, position, stores, np.int32(len(pieces))))),
+        )
+        maps = {"ice": np.zeros((14, 14), bool), "ore": np.zeros((14, 14), bool)}
+        for name, cells in (("ice", ice), ("ore", ore)):
+            for x, y in cells:
+                maps[name][y, x] = True
+        hills = np.zeros((14, 14), np.float32)
+        for (x, y), height in dict(rubble).items():
+            hills[y, x] = height
+        fields = eqx.tree_at(
+            lambda f: (f.ice, f.ore, f.rubble),
+            blank.fields,
+            (jnp.asarray(maps["ice"]), jnp.asarray(maps["ore"]), jnp.asarray(hills)),
+        )
+        self.world = eqx.tree_at(
+            lambda w: (w.entities, w.fields, w.step), blank, (entities, fields, jnp.int32(step))
+        )
+
+    def play(self, *actions, depots=(STAY, STAY)):
+        """Take a step: the pieces' actions, in order; missing ones stay."""
+        self.before = self.world
+        action = np.zeros(self.world.entities.alive.shape[0], np.int32)
+        action[: len(depots)] = depots
+        action[self.first : self.first + len(actions)] = actions
+        self.world, self.timestep = play_step(self.simulator, self.world, jnp.asarray(action))
+        return self
+
+    def alive(self, *numbers):
+        return [bool(self.world.entities.alive[self.first + i]) for i in numbers]
+
+    def place(self, number):
+        return tuple(self.world.entities.position[self.first + number].tolist())
+
+    def store(self, slot, column):
+        return float(self.world.entities.stores[slot, column])
+
+    def gained(self, slot, column):
+        """By how much a store changed in the last step; slots, so that depots are 0 and 1 and pieces begin at 2."""
+        return self.store(slot, column) - float(self.before.entities.stores[slot, column])
+
+    def legal(self):
+        return np.asarray(look(self.simulator, self.world).action_mask)
+
+
+@pytest.fixture
+def board(simulator, blank):
+    return lambda *pieces, **options: Board(simulator, blank, *pieces, **options)
+
+
+# Collisions
+
+
+@pytest.mark.parametrize("team", [0, 1])
+def test_a_heavy_beats_a_light_whoever_moves_and_whosever_it_is(board, team):
+    b = board(light(5, 5), heavy(6, 5, team)).play(EAST)
+    assert b.alive(0, 1) == [False, True]
+    b = board(light(5, 5), heavy(6, 5, team)).play(STAY, WEST)
+    assert b.alive(0, 1) == [False, True]
+    assert b.place(1) == (5.0, 5.0)
+    assert b.timestep.terminated[2]
+    assert float(b.world.fields.lost[0]) == 1.0
+
+
+@pytest.mark.parametrize("make_unit", [light, heavy])
+def test_of_the_same_weight_a_mover_beats_who_stays(board, make_unit):
+    # Even against more power.
+    b = board(make_unit(5, 5, power=60.0), make_unit(6, 5, team=1, power=120.0)).play(EAST)
+    assert b.alive(0, 1) == [True, False]
+
+
+def test_a_digging_unit_stays(board):
+    b = board(light(5, 5), light(6, 5), ice=[(6, 5)]).play(EAST, DIG)
+    assert b.alive(0, 1) == [True, False]
+
+
+def test_of_several_movers_the_most_power_survives(board):
+    b = board(light(5, 5, power=50.0), light(7, 5, power=51.0), light(6, 4, power=49.0)).play(EAST, WEST, SOUTH)
+    assert b.alive(0, 1, 2) == [False, True, False]
+
+
+def test_of_movers_with_equal_power_none_survives(board):
+    b = board(light(5, 5), light(7, 5, team=1), light(6, 4, power=20.0)).play(EAST, WEST, SOUTH)
+    assert b.alive(0, 1, 2) == [False, False, False]
+
+
+def test_two_lights_of_equal_power_do_not_matter_to_a_heavy(board):
+    b = board(light(5, 5), light(7, 5), heavy(6, 4)).play(EAST, WEST, SOUTH)
+    assert b.alive(0, 1, 2) == [False, False, True]
+
+
+def test_nobody_is_lost_on_the_cells_of_a_depot(board):
+    around = [(x, y) for x in (0, 1, 2) for y in (0, 1, 2)]
+    for x, y in around:
+        b = board(light(x, y), light(x, y), heavy(x, y)).play()
+        assert b.alive(0, 1, 2) == [True, True, True]
+    b = board(light(2, 3), light(2, 3 - 1), heavy(3, 2)).play(NORTH, STAY, WEST)
+    assert b.place(0) == b.place(1) == b.place(2) == (2.0, 2.0)
+    assert b.alive(0, 1, 2) == [True, True, True]
+
+
+def test_units_that_swap_or_follow_each_other_do_not_meet(board):
+    b = board(light(5, 5), light(6, 5), light(4, 5)).play(EAST, WEST, EAST)
+    # 0 and 1 swap, but 2 enters the cell that 1 enters: those two meet, with equal power.
+    assert b.alive(0, 1, 2) == [True, False, False]
+    b = board(light(5, 5), light(6, 5)).play(EAST, EAST)
+    assert b.alive(0, 1) == [True, True]
+    b = board(light(5, 5), light(6, 5)).play(EAST, WEST)
+    assert b.alive(0, 1) == [True, True]
+
+
+def test_who_is_crushed_does_no_work_any_more(board):
+    b = board(light(5, 5), heavy(6, 5), ice=[(5, 5)]).play(DIG, WEST)
+    assert b.alive(0, 1) == [False, True]
+    assert float(b.timestep.reward[2]) == 0.0
+    assert float(b.world.entities.stores[2, ICE]) == 0.0
+
+
+# Moving, digging, unloading, charging
+
+
+@pytest.mark.parametrize(
+    ("action", "place"), [(STAY, (5, 5)), (NORTH, (5, 4)), (EAST, (6, 5)), (SOUTH, (5, 6)), (WEST, (4, 5))]
+)
+def test_each_move_leads_to_its_cell(board, action, place):
+    assert board(light(5, 5)).play(action).place(0) == place
+
+
+@pytest.mark.parametrize(
+    ("unit", "rubble", "cost"),
+    [
+        (light(5, 5), 0.0, 1.0),
+        (light(5, 5), 19.0, 1.0),  # floor(1 + 0.95)
+        (light(5, 5), 60.0, 4.0),  # 1 + 0.05 * 60
+        (heavy(5, 5), 0.0, 20.0),
+        (heavy(5, 5), 60.0, 80.0),  # 20 + 60
+    ],
+)
+def test_a_move_costs_power_by_the_rubble_of_the_cell_entered(board, unit, rubble, cost):
+    b = board(unit, rubble={(6, 5): rubble, (5, 5): 99.0}).play(EAST)
+    assert b.gained(2, POWER) == -cost
+
+
+@pytest.mark.parametrize(("unit", "sun"), [(light(5, 5), 1.0), (heavy(5, 5), 10.0)])
+def test_units_gain_power_by_day_only_and_never_beyond_their_battery(board, unit, sun):
+    assert board(unit, step=29).play().gained(2, POWER) == sun
+    assert board(unit, step=30).play().gained(2, POWER) == 0.0
+    assert board(unit, step=50).play().gained(2, POWER) == sun
+    battery = 150.0 if unit["kind"] == LIGHT else 3000.0
+    assert board(unit | {"power": battery}, step=0).play().gained(2, POWER) == 0.0
+
+
+@pytest.mark.parametrize(("unit", "gain", "cost"), [(light(5, 5), 2.0, 5.0), (heavy(5, 5), 20.0, 60.0)])
+def test_digging_takes_power_and_gives_ice_or_ore_or_clears_rubble(board, unit, gain, cost):
+    for place, column in (("ice", ICE), ("ore", ORE)):
+        b = board(unit, **{place: [(5, 5)]}).play(DIG)
+        assert b.gained(2, column) == gain
+        assert b.gained(2, POWER) == -cost
+    b = board(unit, rubble={(5, 5): 50.0}).play(DIG)
+    assert float(b.world.fields.rubble[5, 5]) == 50.0 - gain  # clears as much as it would gain
+    assert b.gained(2, POWER) == -cost
+    assert b.gained(2, ICE) == b.gained(2, ORE) == 0.0
+    b = board(unit, rubble={(5, 5): 1.0}).play(DIG)
+    assert float(b.world.fields.rubble[5, 5]) == 0.0
+
+
+def test_digging_fills_the_hold_and_no_more(board):
+    b = board(light(5, 5, ice=60.0, ore=39.0), ice=[(5, 5)]).play(DIG)
+    assert b.gained(2, ICE) == 1.0
+    assert not b.legal()[2, DIG]
+
+
+@pytest.mark.parametrize(("ice", "refined"), [(40.0, 40.0), (400.0, 100.0)])
+def test_unloaded_ice_becomes_water_four_to_one_up_to_the_depots_rate(board, ice, refined):
+    b = board(heavy(2, 2, ice=ice)).play(UNLOAD)
+    assert b.store(2, ICE) == 0.0
+    assert b.gained(0, WATER) == refined / 4.0 - 1.0  # less the upkeep
+    assert b.store(0, ICE) == ice - refined
+    assert b.gained(1, WATER) == -1.0
+    assert b.world.fields.delivered.tolist() == [ice, 0.0]
+
+
+@pytest.mark.parametrize(("ore", "refined"), [(25.0, 25.0), (80.0, 50.0)])
+def test_unloaded_ore_becomes_metal_five_to_one_up_to_the_depots_rate(board, ore, refined):
+    b = board(light(2, 2, ore=ore)).play(UNLOAD)
+    assert b.gained(0, METAL) == refined / 5.0
+    assert b.store(0, ORE) == ore - refined
+
+
+def test_charging_takes_what_the_battery_lacks(board):
+    b = board(light(1, 0, power=30.0)).play(CHARGE)
+    assert b.gained(2, POWER) == 120.0
+    assert b.gained(0, POWER) == -120.0 + 50.0  # 50 is the depot's own gain
+
+
+def test_a_depot_short_of_power_gives_each_the_same_share_of_its_want(board):
+    # Wants 100 and 2900, and 300 to give: a tenth of each.
+    homes = (depot(1, 1, power=300.0), HOMES[1])
+    b = board(light(0, 0, power=50.0), heavy(2, 0, power=100.0), homes=homes).play(CHARGE, CHARGE)
+    assert b.gained(2, POWER) == 10.0
+    assert b.gained(3, POWER) == 290.0
+    assert b.store(0, POWER) == 50.0
+
+
+# Depots
+
+
+def test_a_depot_without_ice_dies_at_step_151(board):
+    b = board(step=0)
+    for _ in range(150):
+        b.play()
+    assert b.world.entities.alive.tolist()[:2] == [True, True]
+    assert b.store(0, WATER) == 0.0
+    assert not bool(b.timestep.world_terminated)
+    b.play()
+    assert int(b.world.step) == 151
+    assert b.world.entities.alive.tolist()[:2] == [False, False]
+    assert bool(b.timestep.world_terminated)
+
+
+def test_the_world_ends_when_a_team_loses_its_last_depot(board):
+    homes = (depot(1, 1, water=1.0), depot(12, 12, team=1), depot(5, 12, water=3.0))
+    b = board(light(8, 8), homes=homes)
+    ended = []
+    for _ in range(4):
+        b.play()
+        ended.append((b.world.entities.alive.tolist()[:3], bool(b.timestep.world_terminated)))
+    assert ended == [
+        ([True, True, True], False),
+        ([False, True, True], False),
+        ([False, True, True], False),
+        ([False, True, False], True),
+    ]
+    # Everybody's task ends, so the unit that lives on is terminated too.
+    assert bool(b.timestep.terminated[3])
+    assert not bool(b.timestep.world_truncated)
+
+
+@pytest.mark.parametrize(
+    ("build", "metal", "power", "kind", "start"),
+    [(BUILD_LIGHT, 10.0, 50.0, LIGHT, 50.0), (BUILD_HEAVY, 100.0, 500.0, HEAVY, 500.0)],
+)
+def test_building_costs_metal_and_power_and_the_newborn_stands_on_the_depot(board, build, metal, power, kind, start):
+    b = board(homes=(depot(1, 1, metal=105.0), HOMES[1])).play(depots=(build, STAY))
+    assert b.gained(0, METAL) == -metal
+    assert b.gained(0, POWER) == -power + 50.0
+    e = b.world.entities
+    assert bool(e.alive[2])
+    assert (int(e.kind[2]), int(e.team[2]), int(e.uid[2])) == (kind, 0, 2)
+    assert e.position[2].tolist() == [1.0, 1.0]
+    assert b.store(2, POWER) == start
+    # It acts from the next step on.
+    assert not bool(b.timestep.valid[2])
+    assert bool(b.timestep.observation.alive[2])
+
+
+def test_a_full_kind_cannot_be_built_and_a_request_too_many_costs_nothing(board):
+    homes = tuple(depot(x, y, team, metal=100.0) for x, y, team in ((1, 1, 0), (12, 12, 1), (12, 1, 0)))
+    four = [light(4 + i, 7) for i in range(4)]
+    b = board(*four, light(8, 9), homes=homes)
+    legal = b.legal()
+    assert not legal[0, BUILD_LIGHT]  # team 0 has 5 of 5
+    assert legal[1, BUILD_LIGHT]  # team 1 has none
+    assert legal[0, BUILD_HEAVY]
+    # Room for one and two that want it: the first is served, the other refused, counted, and keeps its metal.
+    b = board(*four, homes=homes)
+    assert b.legal()[[0, 2], BUILD_LIGHT].tolist() == [True, True]
+    b.play(depots=(BUILD_LIGHT, STAY, BUILD_LIGHT))
+    assert int(b.world.entities.is_kind(LIGHT, 0).sum()) == 5
+    assert [b.gained(slot, METAL) for slot in (0, 2)] == [-10.0, 0.0]
+    assert b.gained(2, POWER) == 50.0
+    assert int(b.world.n_overflow) == 1
+    assert int(b.world.status) == Status.ENTITIES_FULL
+
+
+def test_charging_and_building_never_spend_more_power_than_the_depot_has(board):
+    homes = (depot(1, 1, metal=100.0, power=500.0), HOMES[1])
+    b = board(heavy(0, 0, power=0.0), homes=homes).play(CHARGE, depots=(BUILD_HEAVY, STAY))
+    e = b.world.entities
+    total = float(jnp.sum(jnp.where(e.alive & (e.team == 0), e.stores[:, POWER], 0.0)))
+    assert total == 550.0  # 500 and the depot's gain; power is passed on, not made
+    assert b.store(0, POWER) >= 0.0
+
+
+# Masks
+
+
+def test_masks_forbid_what_the_rules_do_not_allow(board):
+    units = {
+        "in the corner": (light(13, 0), {NORTH, EAST, DIG, UNLOAD, CHARGE}),
+        "beside a foreign depot": (light(10, 12), {EAST, DIG, UNLOAD, CHARGE}),
+        "without power": (light(5, 5, power=0.0), {NORTH, EAST, SOUTH, WEST, DIG, UNLOAD, CHARGE}),
+        "with power for some": (heavy(5, 8, power=30.0), {EAST, DIG, UNLOAD, CHARGE}),
+        "at home, empty and full of power": (light(2, 2, power=150.0), {DIG, UNLOAD, CHARGE}),
+        "at home, laden": (light(0, 2, ice=3.0), {WEST, DIG}),
+        "on ice, full": (light(8, 3, ice=50.0, ore=50.0), {DIG, UNLOAD, CHARGE}),
+        "on ice": (light(9, 5), {UNLOAD, CHARGE}),
+        "on rubble, with too little power to dig": (light(3, 9, power=4.0), {DIG, UNLOAD, CHARGE}),
+    }
+    b = board(
+        *[unit for unit, _ in units.values()], ice=[(8, 3), (9, 5)], rubble={(6, 8): 20.0, (3, 9): 9.0}
+    )
+    legal = b.legal()
+    for slot, (name, (_, forbidden)) in enumerate(units.items(), start=2):
+        assert set(np.flatnonzero(~legal[slot])) == forbidden, name
+    assert not legal[2 + len(units) :].any()  # dead slots
+
+
+def test_an_illegal_action_does_nothing(board):
+    units = [light(13, 0), light(10, 12), light(5, 5, power=0.0), light(2, 2, power=150.0), light(8, 3), heavy(9, 9)]
+    b = board(*units, rubble={(8, 3): 5.0})
+    stays = board(*units, rubble={(8, 3): 5.0}).play()
+    legal = b.legal()
+    n_tried = 0
+    for action in range(-1, 9):
+        within = int(np.clip(action, 0, 7))
+        illegal = ~legal[:, within]
+        n_tried += illegal[:8].sum()
+        actions = jnp.where(jnp.asarray(illegal), action, STAY).astype(jnp.int32)
+        world, timestep = play_step(b.simulator, b.world, actions)
+        for x, y in zip(jax.tree.leaves((world.entities, world.fields)), jax.tree.leaves(
+            (stays.world.entities, stays.world.fields)
+        ), strict=True):
+            np.testing.assert_array_equal(x, y)
+        np.testing.assert_array_equal(timestep.reward, stays.timestep.reward)
+    assert n_tried > 20
+
+
+# Reward
+
+
+@pytest.mark.parametrize(("water", "worth"), [(150.0, 1.0), (300.0, 1.0), (75.0, 2.0), (0.0, 3.0)])
+def test_a_delivery_is_paid_half_to_the_unit_and_half_to_the_depot_more_when_it_is_dry(board, water, worth):
+    # 40 ice are 10 water.
+    homes = (depot(1, 1, water=water), HOMES[1])
+    b = board(light(2, 2, ice=40.0), light(7, 7), homes=homes).play(UNLOAD)
+    half = 0.5 * 10.0 * worth * EARLY
+    np.testing.assert_allclose(b.timestep.reward[:4], [half, 0.0, half, 0.0], rtol=1e-5)
+
+
+def test_each_of_two_units_is_paid_for_its_own_and_the_depot_for_both(board):
+    b = board(light(2, 2, ice=40.0), light(0, 0, ice=20.0)).play(UNLOAD, UNLOAD)
+    expected = np.asarray([7.5, 0.0, 5.0, 2.5]) * EARLY
+    np.testing.assert_allclose(b.timestep.reward[:4], expected, rtol=1e-5)
+
+
+def test_mined_ice_is_paid_a_tenth_and_ore_and_rubble_nothing(board):
+    b = board(heavy(5, 5), heavy(7, 7), heavy(9, 9), ice=[(5, 5)], ore=[(7, 7)], rubble={(9, 9): 50.0})
+    b.play(DIG, DIG, DIG)
+    np.testing.assert_allclose(b.timestep.reward[2:5], [0.1 * 20.0 / 4.0 * EARLY, 0.0, 0.0], rtol=1e-5)
+
+
+# The game as a whole
+
+
+@pytest.fixture(scope="module")
+def survival():
+    """Share of 16 default worlds in which every depot lives to the end, by policy."""
+    simulator = make("outpost")
+
+    def episode(policy, key):
+        world, timestep = simulator.reset(key)
+        n_depots = jnp.sum(world.entities.is_kind(DEPOT))
+
+        def body(carry, step_key):
+            world, timestep = carry
+            return simulator.step(world, policy(world, timestep.observation, step_key)), None
+
+        (world, _), _ = jax.lax.scan(body, (world, timestep), jax.random.split(key, STEPS))
+        return jnp.sum(world.entities.is_kind(DEPOT)) == n_depots
+
+    def share(policy):
+        return float(jax.jit(jax.vmap(lambda key: episode(policy, key)))(jax.random.split(jax.random.key(1), 16)).mean())
+
+    return {"greedy": share(simulator.rules.scripted_policy()), "random": share(RandomPolicy())}
+
+
+def test_greedy_keeps_every_depot_alive_in_most_worlds(survival):
+    assert survival["greedy"] >= 0.75
+
+
+def test_random_actions_keep_hardly_any_depot_alive(survival):
+    assert survival["random"] <= 0.1

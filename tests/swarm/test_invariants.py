@@ -1,0 +1,282 @@
+"""What holds for every scenario: capacity, batch, dead slots and replay change nothing; episodes end as they should."""
+
+import functools
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from swarm import RandomPolicy, Simulator, make
+from swarm.simulator import reset_ended
+
+N_STEPS, SEGMENT = 60, 6
+
+OUTPOST = {
+    "world.size": [12, 12],
+    "world.steps": 1000,
+    "population.depot.capacity": 1,
+    "population.depot.initial": 1,
+    # No team can pay for more lights than metal allows, so that the caps are never reached (and are asserted not to be).
+    "population.depot.metal": 60.0,
+    "population.light.capacity": 14,
+    "population.light.initial": 4,
+    "population.heavy.capacity": 4,
+    "population.heavy.initial": 2,
+}
+FLOCKING = {
+    "world.size": [6.0, 6.0],
+    "world.steps": 1000,
+    "population.bird.capacity": 40,
+    "population.bird.initial": 30,
+}
+CASES = {
+    "outpost, 1 team": ("outpost", OUTPOST | {"world.teams": 1}),
+    "outpost, 2 teams": ("outpost", OUTPOST | {"world.teams": 2}),
+    "flocking": ("flocking", FLOCKING),
+}
+
+
+class Case(NamedTuple):
+    name: str
+    simulator: Simulator
+    roomy: Simulator  # the same with twice the capacity
+
+    @property
+    def has_births(self) -> bool:
+        return self.name.startswith("outpost")
+
+
+@functools.cache
+def built(name):
+    scenario, overrides = CASES[name]
+    doubled = {k: 2 * v if k.endswith("capacity") else v for k, v in overrides.items()}
+    return Case(name, make(scenario, overrides), make(scenario, doubled))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    return built(request.param)
+
+
+@pytest.fixture(scope="module", params=["outpost, 2 teams", "flocking"])
+def broad_case(request):
+    """For claims that need compilations of their own, which a second outpost would repeat to no purpose."""
+    return built(request.param)
+
+
+def _play(simulator, world, timestep, key):
+    """A short segment of an episode under the random policy, with all that happened."""
+
+    def body(carry, step_key):
+        world, timestep = carry
+        action = RandomPolicy()(world, timestep.observation, step_key)
+        carry = simulator.step(world, action)
+        return carry, (*carry, action)
+
+    (world, timestep), history = jax.lax.scan(body, (world, timestep), jax.random.split(key, SEGMENT))
+    return world, timestep, history
+
+
+# The simulator is an argument, so that one with other numbers (a shorter episode) needs no compilation of its own.
+play_segment = eqx.filter_jit(_play)
+play_batch = eqx.filter_jit(lambda simulator, *worlds: jax.vmap(functools.partial(_play, simulator))(*worlds))
+step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))
+reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
+reset_batch = eqx.filter_jit(lambda simulator, keys: jax.vmap(simulator.reset)(keys))
+reset_some = eqx.filter_jit(reset_ended)
+
+RESET_KEYS, PLAY_KEYS = jax.random.split(jax.random.key(11), 3), jax.random.split(jax.random.key(12), 3)
+
+
+def stacked(*histories):
+    return jax.tree.map(lambda *x: np.concatenate([_host(part) for part in x]), *histories)
+
+
+def _host(x):
+    return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+
+_EPISODES = {}
+
+
+def episode(simulator, world_number=0):
+    """Start, state after the first segment with the key of the second, and all 60 steps; played once per simulator."""
+    # By identity, because arrays do not hash; the simulator is kept so that its identity is not given away.
+    _, played = _EPISODES.setdefault(id(simulator), (simulator, {}))
+    if world_number not in played:
+        start = now = reset(simulator, RESET_KEYS[world_number])
+        keys, states, histories = jax.random.split(PLAY_KEYS[world_number], N_STEPS // SEGMENT), [], []
+        for key in keys:
+            *now, history = play_segment(simulator, *now, key)
+            states.append(now)
+            histories.append(history)
+        played[world_number] = start, (*states[0], keys[1:]), stacked(*histories)
+    return played[world_number]
+
+
+def same_bits(a, b, where=""):
+    """All leaves equal bit for bit (NaN equals NaN)."""
+    paths = jax.tree_util.tree_leaves_with_path(a)
+    for (path, x), y in zip(paths, jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(_host(x), _host(y), err_msg=f"{where}{jax.tree_util.keystr(path)}")
+
+
+def of_the_living(history):
+    """Everything that concerns the living, with dead slots blanked; what concerns the world as it is."""
+    world, timestep, _ = history
+    alive = _host(world.entities.alive)
+
+    def blank(x):
+        x = _host(x)
+        return np.where(alive.reshape(*alive.shape, *[1] * (x.ndim - 2)), x, np.zeros((), x.dtype))
+
+    per_slot = ("alive", "uid", "kind", "team", "position", "heading", "velocity", "stores")
+    return {
+        "entities": {name: blank(getattr(world.entities, name)) for name in per_slot},
+        "next_uid": world.entities.next_uid,
+        "parent": blank(world.hierarchy.parent[0]),
+        "group exists": world.hierarchy.exists,
+        "fields": world.fields,
+        "status": world.status,
+        "n_overflow": world.n_overflow,
+        "observation": timestep.observation,
+        "reward": timestep.reward,
+        "flags": (timestep.valid, timestep.terminated, timestep.truncated, timestep.ended),
+    }
+
+
+def by_uid(history):
+    """Per step: identity to kind, team, position, stores and reward."""
+    world, timestep, _ = history
+    e = world.entities
+    rows = []
+    for t in range(len(e.alive)):
+        living = np.flatnonzero(e.alive[t])
+        numbers = list(zip(e.kind[t], e.team[t], e.position[t].tolist(), e.stores[t].tolist(), strict=True))
+        rows.append({int(e.uid[t, slot]): numbers[slot] for slot in living})
+    return rows
+
+
+def test_something_happens_in_the_episodes_compared(case):
+    # The claims below would be empty without births, deaths and reuse of slots.
+    _, _, (world, timestep, action) = episode(case.simulator)
+    assert len(np.unique(action)) > 3
+    assert np.abs(timestep.reward).sum() > 0 or case.has_births
+    assert (world.n_overflow == 0).all()
+    if case.has_births:
+        n_initial = int(episode(case.simulator)[0][0].entities.next_uid)
+        assert world.entities.next_uid[-1] > n_initial + 2
+        assert timestep.terminated.any()
+        assert world.entities.next_uid[-1] > world.entities.next_uid[SEGMENT]  # later births, too
+
+
+def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
+    _, _, small = episode(broad_case.simulator)
+    _, _, roomy = episode(broad_case.roomy)
+    assert roomy[0].entities.alive.shape[1] == 2 * small[0].entities.alive.shape[1]
+    assert (roomy[0].n_overflow == 0).all()
+    assert by_uid(small) == by_uid(roomy)
+    # Slots too are the same, so rewards can be compared slot by slot; sums over neighbours may be added up in
+    # another order where there are more slots.
+    n = small[0].entities.alive.shape[1]
+    np.testing.assert_array_equal(small[1].valid, roomy[1].valid[:, :n])
+    assert not roomy[1].valid[:, n:].any()
+    np.testing.assert_allclose(small[1].reward, roomy[1].reward[:, :n], rtol=1e-5, atol=1e-5)
+
+
+def test_a_world_alone_is_the_world_in_a_batch(broad_case):
+    simulator = broad_case.simulator
+    worlds, timesteps = reset_batch(simulator, RESET_KEYS)
+    keys = jax.vmap(lambda key: jax.random.split(key, N_STEPS // SEGMENT))(PLAY_KEYS)
+    start, segments = (worlds, timesteps), []
+    for segment in range(N_STEPS // SEGMENT):
+        worlds, timesteps, history = play_batch(simulator, worlds, timesteps, keys[:, segment])
+        segments.append(jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), history))
+    batch = stacked(*segments)
+    for number in (0, 2):
+        alone, _, whole = episode(simulator, number)
+        same_bits(alone, jax.tree.map(lambda x, i=number: x[i], start), "reset ")
+        same_bits(whole, jax.tree.map(lambda x, i=number: x[:, i], batch))
+
+
+@pytest.mark.parametrize(("number", "integer"), [(np.nan, -7), (np.inf, 123_456), (-1e30, 2**31 - 1)])
+def test_what_dead_slots_hold_influences_nothing(case, number, integer):
+    _, (world, timestep, keys), history = episode(case.simulator)
+    dead = ~world.entities.alive
+    assert dead.any()
+
+    def poison(x):
+        garbage = number if jnp.issubdtype(x.dtype, jnp.floating) else integer
+        return jnp.where(dead.reshape(-1, *[1] * (x.ndim - 1)), jnp.asarray(garbage, x.dtype), x)
+
+    data = ("uid", "kind", "team", "position", "heading", "velocity", "stores")
+    entities = eqx.tree_at(
+        lambda e: [getattr(e, name) for name in data],
+        world.entities,
+        [poison(getattr(world.entities, name)) for name in data],
+    )
+    now, histories = (eqx.tree_at(lambda w: w.entities, world, entities), timestep), []
+    for key in keys:
+        *now, segment = play_segment(case.simulator, *now, key)
+        histories.append(segment)
+    clean = jax.tree.map(lambda x: x[SEGMENT:], history)
+    same_bits(of_the_living(clean), of_the_living(stacked(*histories)))
+
+
+def test_the_same_key_and_actions_replay_the_episode(broad_case):
+    _, _, (worlds, timesteps, actions) = episode(broad_case.simulator)
+    world, _ = reset(broad_case.simulator, RESET_KEYS[0])
+    for t in range(N_STEPS):
+        world, timestep = step(broad_case.simulator, world, jnp.asarray(actions[t]))
+        same_bits((world, timestep), jax.tree.map(lambda x, t=t: x[t], (worlds, timesteps)), f"step {t}: ")
+
+
+def test_reset_ended_restarts_the_worlds_that_ended_and_no_other(broad_case):
+    worlds, timesteps = reset_batch(broad_case.simulator, RESET_KEYS)
+    worlds, timesteps, _ = play_batch(broad_case.simulator, worlds, timesteps, PLAY_KEYS)
+    ended = jnp.asarray([False, True, False])
+    flagged = eqx.tree_at(lambda t: t.world_truncated, timesteps, ended)
+    new_keys = jax.random.split(jax.random.key(99), 3)
+    new_worlds, new_timesteps = reset_some(broad_case.simulator, worlds, flagged, new_keys)
+    for number in (0, 2):
+        pick = functools.partial(jax.tree.map, lambda x, i=number: x[i])
+        same_bits(pick((worlds, flagged)), pick((new_worlds, new_timesteps)), f"world {number}")
+    fresh, first = reset(broad_case.simulator, new_keys[1])
+    pick = functools.partial(jax.tree.map, lambda x: x[1])
+    same_bits(fresh, pick(new_worlds))
+    same_bits(first.observation, pick(new_timesteps.observation))
+    # What the last step gave is kept for the learner.
+    kept = lambda t: (t.reward, t.valid, t.terminated, t.truncated, t.world_terminated, t.world_truncated)  # noqa: E731
+    same_bits(kept(flagged), kept(new_timesteps))
+
+
+def short(case, max_steps):
+    return eqx.tree_at(lambda s: s.max_steps, case.simulator, jnp.int32(max_steps))
+
+
+def test_an_episode_is_truncated_exactly_at_its_last_step(case):
+    _, _, (_, timestep, _) = episode(short(case, 40))
+    np.testing.assert_array_equal(timestep.world_truncated, np.arange(1, N_STEPS + 1) >= 40)
+    assert not timestep.world_terminated.any()
+    assert not (timestep.terminated & timestep.truncated).any()
+    # At the last step everybody who lives on is truncated, and who dies in it is terminated.
+    np.testing.assert_array_equal(timestep.truncated[39], timestep.valid[39] & ~timestep.terminated[39])
+    assert not timestep.truncated[:39].any()
+
+
+@pytest.mark.parametrize("max_steps", [3, 4, 5])
+def test_a_task_that_ends_is_terminated_and_not_truncated(case, max_steps):
+    if not case.has_births:
+        pytest.skip("birds never end")
+    # Depots with water for 3 steps die in step 4; running out of steps in that same step changes nothing.
+    simulator = short(case, max_steps)
+    simulator = eqx.tree_at(lambda s: s.rules.depot["water"], simulator, jnp.float32(3.0))
+    _, _, (_, timestep, _) = episode(simulator)
+    np.testing.assert_array_equal(timestep.world_terminated, np.arange(1, N_STEPS + 1) >= 4)
+    np.testing.assert_array_equal(np.flatnonzero(timestep.world_truncated), [2] if max_steps == 3 else [])
+    assert not (timestep.world_terminated & timestep.world_truncated).any()
+    assert not (timestep.terminated & timestep.truncated).any()
+    np.testing.assert_array_equal(timestep.terminated[3], timestep.valid[3])

@@ -1,0 +1,90 @@
+"""Advantages and losses against an independent library, and against numbers worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rlax
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from training.losses import clipped_policy_loss, clipped_value_loss, generalised_advantage
+
+T = 9
+fixed = settings(deadline=None, derandomize=True, max_examples=40)
+numbers = st.floats(-4, 4, width=32)
+gae = jax.jit(generalised_advantage, static_argnums=5)
+of_rlax = jax.jit(rlax.truncated_generalized_advantage_estimation)
+
+
+@given(
+    reward=hnp.arrays(np.float32, (T,), elements=numbers),
+    values=hnp.arrays(np.float32, (T + 1,), elements=numbers),
+    discount=hnp.arrays(np.float32, (T,), elements=st.sampled_from([0.0, 0.5, 0.75, 0.99, 1.0])),
+    gae_lambda=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+)
+@fixed
+def test_advantage_of_a_single_trajectory_is_that_of_rlax(reward, values, discount, gae_lambda):
+    expected = of_rlax(jnp.asarray(reward), jnp.asarray(discount), gae_lambda, jnp.asarray(values))
+    following, now = jnp.asarray(values[1:]), jnp.asarray(values[:-1])
+    # A discount of 0 already cuts the trajectory; rlax knows no other boundary.
+    on = jnp.ones(T, bool)
+    found = gae(jnp.asarray(reward), jnp.asarray(discount), now, following, on, gae_lambda)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@given(
+    reward=hnp.arrays(np.float32, (T,), elements=numbers),
+    values=hnp.arrays(np.float32, (T + 1,), elements=numbers),
+    cut=st.integers(0, T - 2),
+)
+@fixed
+def test_a_boundary_separates_what_comes_before_from_what_comes_after(reward, values, cut):
+    continues = jnp.ones(T, bool).at[cut].set(False)
+    discount, following, now = jnp.full(T, 0.75), jnp.asarray(values[1:]), jnp.asarray(values[:-1])
+    found = gae(jnp.asarray(reward), discount, now, following, continues, 0.5)
+    after = jnp.asarray(reward).at[cut + 1 :].add(1.0)
+    changed = gae(after, discount, now, following, continues, 0.5)
+    np.testing.assert_array_equal(found[: cut + 1], changed[: cut + 1])
+    assert (np.asarray(found[cut + 1 :]) != np.asarray(changed[cut + 1 :])).all()
+
+
+def test_every_trailing_index_is_a_trajectory_of_its_own():
+    rng = np.random.default_rng(0)
+    reward, value, following = (jnp.asarray(rng.normal(size=(T, 3, 2)).astype(np.float32)) for _ in range(3))
+    discount = jnp.full((T, 3, 2), 0.75)
+    continues = jnp.asarray(rng.random((T, 3, 2)) < 0.7)
+    whole = gae(reward, discount, value, following, continues, 0.5)
+    for i, j in np.ndindex(3, 2):
+        parts = [x[:, i, j] for x in (reward, discount, value, following, continues)]
+        np.testing.assert_allclose(whole[:, i, j], gae(*parts, 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "expected"),
+    [
+        (2.0, 1.1, -2.2),  # within the clip: the plain surrogate
+        (2.0, 1.5, -2.4),  # a good action cannot gain beyond 1 + 0.2
+        (2.0, 0.5, -1.0),  # but it can lose without bound
+        (-2.0, 0.5, 1.6),  # a bad action cannot gain below 1 - 0.2
+        (-2.0, 1.5, 3.0),
+    ],
+)
+def test_policy_loss_takes_the_worse_of_plain_and_clipped(advantage, ratio, expected):
+    old = jnp.asarray([-1.3])
+    loss = clipped_policy_loss(old + jnp.log(ratio), old, jnp.asarray([advantage]), 0.2)
+    assert float(loss[0]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1.1, 3.61),  # within the clip of 0.5 around the old value 1: (1.1 - 3)^2
+        (2.5, 2.25),  # nearer to the target than the clip allows: (1.5 - 3)^2
+        (-1.0, 16.0),  # farther from it: (-1 - 3)^2, the larger
+    ],
+)
+def test_value_loss_takes_the_worse_of_plain_and_clipped(value, expected):
+    loss = clipped_value_loss(jnp.asarray([value]), jnp.asarray([1.0]), jnp.asarray([3.0]), 0.5)
+    assert float(loss[0]) == pytest.approx(expected, rel=1e-5)
