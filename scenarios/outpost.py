@@ -68,13 +68,14 @@ class Outpost(AbstractRules):
     Power: a move costs `move + move_rubble * rubble` of the cell entered, digging costs `dig`; units gain `charge` per
         step of sun, depots `power_gain` always. Charging takes what the battery lacks; where several want more than
         the depot has, each gets the same share of its want.
-    Collisions: outside depots a cell holds one unit, and no unit may enter a cell that a mate stands on. Where units
-        meet all the same, a heavy beats a light; of the same weight a mover beats who stays; of several movers the
-        most power survives, of equals none. Mates who enter the same cell are not spared.
-    Observation: maps per team (`_maps`), and for each entity its stores, and the directions to depot, ice and ore.
-    Reward: `delivered` per water's worth (4 ice) delivered, shared by unit and depot, and raised by up to `scarcity` as
-        the depot's water falls from its initial amount to none; `mined` per water's worth dug; both raised by
-        `early * (steps left) / steps`.
+    Collisions: outside depots a cell holds one unit. Where several meet, a heavy beats a light; of the same weight a
+        mover beats who stays; of several movers the most power survives, of equals none. Without `friendly_fire` mates
+        never meet: none may enter a cell where a mate stands, and of those that want the same cell one goes.
+    Observation: maps per team (`_maps`); for each entity its stores, the directions to the nearest and the driest depot,
+        to ice and to ore, and three bits of its identity.
+    Reward: `delivered` per water's worth (4 ice) delivered, shared by unit and depot, times (2 / (1 + w)) ** `scarcity`
+        where w is the depot's water over its initial amount: water is worth most where it is scarce; `mined` per
+        water's worth dug; both raised by `early * (steps left) / steps`.
     End: a world is terminated when a team has no depot left, and truncated after `steps`. An episode is a success when
         every depot lives to the end.
     Units of time: a step. Source of the numbers: Lux AI challenge, season 2, without lichen, bidding and factories'
@@ -96,6 +97,7 @@ class Outpost(AbstractRules):
     teams: int = eqx.field(static=True)
     capacity: tuple[int, ...] = eqx.field(static=True)
     initial: tuple[int, ...] = eqx.field(static=True)
+    friendly_fire: Bool[Array, ""]
     n_ice: int = eqx.field(static=True)
     n_ore: int = eqx.field(static=True)
     rubble: Float[Array, ""]
@@ -122,6 +124,7 @@ class Outpost(AbstractRules):
             teams=world.teams,
             capacity=tuple(kind.capacity for kind in everyone),
             initial=tuple(kind.initial for kind in everyone),
+            friendly_fire=jnp.asarray(world.friendly_fire),
             n_ice=max(1, round(world.ice * width * height)) if world.ice > 0 else 0,
             n_ore=max(1, round(world.ore * width * height)) if world.ore > 0 else 0,
             rubble=jnp.float32(world.rubble),
@@ -205,7 +208,11 @@ class Outpost(AbstractRules):
         start = jnp.minimum(self.table.build_power, self.table.battery)[kind]
         stores = stores.at[:, POWER].set(jnp.where(is_depot, self.depot["power"], start))
         wanted = jnp.ones(kind.shape, bool)
-        births = Spawn(wanted, kind, team, depots[home], jnp.zeros(kind.shape), stores)
+        # Units stand on different cells of their depot, lest twins of equal sight take the same way for ever.
+        number = jnp.cumsum(~is_depot) - 1
+        spread = jnp.stack([number % 3 - 1, number // 3 % 3 - 1], axis=1).astype(jnp.float32)
+        place = depots[home] + jnp.where(is_depot[:, None], 0.0, spread)
+        births = Spawn(wanted, kind, team, place, jnp.zeros(kind.shape), stores)
         return spawn(Entities.empty(self.n_slots, 2, N_STORES), births)[0]
 
     def _near_depots(self, key: Key[Array, ""], depots: Float[Array, "p 2"]) -> Float[Array, "h w"]:
@@ -280,7 +287,8 @@ class Outpost(AbstractRules):
         there = depot_at[rows, columns]
         foreign = (there >= 0) & (entities.team[there] != entities.team[:, None])
         mates = jnp.zeros((self.teams, self.height, self.width)).at[entities.team, row, column].add(unit)
-        blocked = foreign | ((mates[entities.team[:, None], rows, columns] > 0) & (there < 0))
+        crowded = (mates[entities.team[:, None], rows, columns] > 0) & (there < 0)
+        blocked = foreign | (crowded & ~self.friendly_fire)
         cost = move_cost(table, kind[:, None], fields.rubble[rows, columns])
         move = unit[:, None] & on_board & ~blocked & (power[:, None] >= cost)
         home = self.home(entities, row, column, depot_at)
@@ -315,14 +323,15 @@ class Outpost(AbstractRules):
         action = jnp.clip(action, 0, self.n_actions - 1)
         action = jnp.where(jnp.take_along_axis(legal, action[:, None], axis=1)[:, 0], action, STAY)
         unit, depot = entities.alive & (entities.kind != DEPOT), entities.is_kind(DEPOT)
-        row, column, stores, moving = self._move(entities, fields, action, unit)
+        row, column, stores, moving = self._move(entities, fields, action, unit, depot_at)
         crushed = self._collide(entities, row, column, stores[:, POWER], moving, depot_at)
         working = jnp.where(unit & ~crushed, action, STAY)
         stores, rubble, mined = self._dig(fields, row, column, stores, entities.kind, working == DIG)
         home = self.home(entities, row, column, depot_at)
         stores, unloaded, received = self._unload(stores, home, working == UNLOAD)
-        stores = self._charge(stores, home, entities.kind, working == CHARGE)
+        # Building comes before charging, since it was found affordable with the power from before the step.
         stores, births, n_refused = self._build(entities, stores, jnp.where(depot, action, 0))
+        stores = self._charge(stores, home, entities.kind, working == CHARGE)
         stores = self._refine(stores, depot)
         sun = jnp.where(self._is_day(world.step), table.charge[entities.kind], 0.0)
         charged = jnp.minimum(stores[:, POWER] + sun, jnp.maximum(table.battery[entities.kind], stores[:, POWER]))
@@ -347,21 +356,41 @@ class Outpost(AbstractRules):
 
     def _reward(self, world: World, mined: Array, unloaded: Array, received: Array, home: Array) -> Float[Array, " n"]:
         share, early = self.reward["depot_share"], self.reward["early"]
-        full = world.entities.stores[:, WATER] / jnp.maximum(self.depot["water"], 1.0)
-        worth = self.reward["delivered"] * (1.0 + self.reward["scarcity"] * jnp.clip(1.0 - full, 0.0, 1.0))
-        delivered = (1.0 - share) * unloaded * worth[home] + share * received * worth
+        full = jnp.maximum(world.entities.stores[:, WATER], 0.0) / jnp.maximum(self.depot["water"], 1.0)
+        worth = self.reward["delivered"] * (2.0 / (1.0 + full)) ** self.reward["scarcity"]
+        own = jnp.where(unloaded > 0, unloaded * worth[home], 0.0)
+        delivered = (1.0 - share) * own + jnp.where(received > 0, share * received * worth, 0.0)
         total = delivered + self.reward["mined"] * mined
         return total / ICE_PER_WATER * (1.0 + early * (self.steps - world.step) / self.steps)
 
-    def _move(self, entities: Entities, fields: Fields, action: Array, unit: Array) -> tuple[Array, ...]:
+    def _move(
+        self, entities: Entities, fields: Fields, action: Array, unit: Array, depot_at: Array
+    ) -> tuple[Array, ...]:
         """Return row, column and stores after the move, and who moved."""
         row, column = self._cell(entities)
         moving = unit & (action >= NORTH) & (action <= WEST)
+        moving = moving & (self.friendly_fire | self._goes_first(entities, row, column, action, moving, depot_at))
         way = jnp.clip(action - 1, 0, 3)
         row = row + jnp.where(moving, jnp.asarray(ROW_STEP)[way], 0)
         column = column + jnp.where(moving, jnp.asarray(COLUMN_STEP)[way], 0)
         cost = jnp.where(moving, move_cost(self.table, entities.kind, fields.rubble[row, column]), 0.0)
         return row, column, entities.stores.at[:, POWER].add(-cost), moving
+
+    def _goes_first(
+        self, entities: Entities, row: Array, column: Array, action: Array, moving: Array, depot_at: Array
+    ) -> Bool[Array, " n"]:
+        """Of the mates that want the same cell, a heavy before a light, then the most power, then the eldest."""
+        way = jnp.clip(action - 1, 0, 3)
+        row = row + jnp.where(moving, jnp.asarray(ROW_STEP)[way], 0)
+        column = column + jnp.where(moving, jnp.asarray(COLUMN_STEP)[way], 0)
+        n_cells = self.teams * self.height * self.width
+        cell = jnp.where(moving, (entities.team * self.height + row) * self.width + column, -1)
+        heavy = (entities.kind == HEAVY).astype(jnp.float32)
+        first = moving
+        for rank in (heavy, entities.stores[:, POWER], -entities.uid.astype(jnp.float32)):
+            best = reduce_groups(rank, jnp.where(first, cell, -1), n_cells, "max")[cell]
+            first = first & (rank == best)
+        return first | (depot_at[row, column] >= 0)
 
     def _collide(
         self, entities: Entities, row: Array, column: Array, power: Array, moving: Array, depot_at: Array
@@ -516,6 +545,8 @@ class Outpost(AbstractRules):
             *[jnp.tanh(self._water_at(entities, depot_at, x) / 200.0) for x in (to_depot, to_driest)],
         ]
         depot = [jnp.tanh(stores[:, WATER] / 200.0), stores[:, METAL] / 100.0, jnp.tanh(stores[:, POWER] / 1000.0)]
+        # A call sign, by which units in the same place can part.
+        unit += [(entities.uid >> bit) % 2 for bit in range(3)]
         everyone = [jnp.full_like(margin, (self.steps - world.step) / self.steps), *n_own]
         sun = jnp.broadcast_to(self._is_day(world.step), margin.shape)
         is_depot = kind == DEPOT

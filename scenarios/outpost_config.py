@@ -17,6 +17,7 @@ class WorldTable(Table):
     size: tuple[int, int]
     steps: int = pydantic.Field(ge=1)
     teams: Literal[1, 2]
+    friendly_fire: bool
     ice: float = Share
     ore: float = Share
     rubble: float = pydantic.Field(ge=0.0, le=100.0)

@@ -1,5 +1,7 @@
 """From a validated scenario file to a simulator."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from swarm.config import Scenario
@@ -33,7 +35,7 @@ def build_simulator(scenario: Scenario) -> Simulator:
     return Simulator(rules, groupings, tuple(levels), jnp.int32(scenario.config.world.steps))
 
 
-def grouping_of(rules, text: str, *, where: str) -> AbstractGrouping:
+def grouping_of(rules: Any, text: Any, *, where: str) -> AbstractGrouping:
     """Parse a grouping rule in the terms of a scenario's kinds, teams and space."""
     if not isinstance(text, str):
         raise ConfigError(f"{where} = {text!r}: expected a grouping rule, like 'nearest:depot'")

@@ -207,7 +207,7 @@ def _explain(model: type[Table], problem: Any) -> str:
         case "missing":
             return f"{key}: missing; this table needs it"
         case "value_error":
-            return f"{key}: {problem['ctx']['error']}"
+            return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
         case _:
             return f"{key} = {problem['input']!r}: {problem['msg'].lower()}"
 

@@ -204,7 +204,7 @@ def parse_grouping(
     if name in plain and not argument:
         return plain[name]()
     if name == "modulo":
-        if not argument.isdigit() or int(argument) < 1:
+        if not argument.isdecimal() or int(argument) < 1:
             raise ConfigError(f"{where}: {text!r} needs a whole number of at least 1, like 'modulo:4'")
         return Modulo(int(argument))
     if name == "nearest":

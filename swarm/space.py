@@ -14,7 +14,7 @@ class Periodic(eqx.Module):
 
     size: Float[Array, " d"]
 
-    def displacement(self, a: Float[Array, "*v d"], b: Float[Array, "*v d"]) -> Float[Array, "*v d"]:
+    def displacement(self, a: Float[Array, "*#v d"], b: Float[Array, "*#v d"]) -> Float[Array, "*_v d"]:
         """Shortest way from a to b."""
         size = self.size.reshape((1,) * (a.ndim - 1) + (-1,))
         way = b - a

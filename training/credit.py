@@ -113,6 +113,7 @@ class Trajectory(eqx.Module):
         valid: a member was alive when the step began.
         identity: of the group slot when the step began.
         final_value: value of the last observation where the world was truncated in the step; else 0.
+        final_valid: whether the group lived at that observation.
         ended: the world's episode ended in the step; [t].
     """
 
@@ -121,6 +122,7 @@ class Trajectory(eqx.Module):
     valid: Bool[Array, "t *b g"]
     identity: Int[Array, "t *b g"]
     final_value: Float[Array, "t *b g"]
+    final_valid: Bool[Array, "t *b g"]
     ended: Bool[Array, "t *b"]
 
 
@@ -147,14 +149,14 @@ def advantages(
     valid = trajectory.valid
     reward = mix_reward(trajectory.reward, valid, credit)
     value = separate(trajectory.value, valid, credit.value)
-    final_value = separate(trajectory.final_value, trajectory.final_value != 0, credit.value)
+    final_value = separate(trajectory.final_value, trajectory.final_valid, credit.value)
     last_value = separate(last_value, last_valid, credit.value)
     next_valid = jnp.concatenate([valid[1:], last_valid[None]])
     next_identity = jnp.concatenate([trajectory.identity[1:], last_identity[None]])
-    same = next_valid & (next_identity == trajectory.identity)
+    same = valid & next_valid & (next_identity == trajectory.identity)
     if credit.done == "global":
         same = jnp.ones_like(same)
-    continues = valid & same & ~trajectory.ended[:, None]
+    continues = same & ~trajectory.ended[:, None]
     following = jnp.concatenate([value[1:], last_value[None]])
     # Where a group died or its slot passed on, nothing follows; where the world was truncated, its last value does.
     next_value = jnp.where(trajectory.ended[:, None], final_value, jnp.where(continues, following, 0.0))

@@ -166,7 +166,9 @@ class MPPO(eqx.Module):
             rollout.membership, rollout.reward * c.reward_scale, rollout.value, rollout.log_prob, alive, mask
         )
         identity = rollout.membership.identity
-        trajectory = Trajectory(reward, group_value, valid, identity, rollout.final_value, rollout.ended)
+        trajectory = Trajectory(
+            reward, group_value, valid, identity, rollout.final_value, rollout.final_valid, rollout.ended
+        )
         last_value, last_valid = jax.vmap(lambda m, v, a: (m.total(v), m.any(a)))(
             last, value, actors.timestep.observation.alive
         )
@@ -211,13 +213,15 @@ class MPPO(eqx.Module):
 
         order = jax.vmap(shuffled)(jnp.arange(c.epochs)).reshape(c.epochs * c.minibatches, -1, size)
         params, static = eqx.partition(learned.network, eqx.is_inexact_array)
+        left = 1.0 - learned.n_updates / c.n_updates if c.anneal else jnp.float32(1)
+        entropy_weight = c.entropy_weight * jnp.maximum(left, 0.0)
 
         def step(carry: tuple[PyTree, PyTree], chosen: Array) -> tuple[tuple[PyTree, PyTree], dict[str, Array]]:
             params, optimizer = carry
             minibatch = jax.vmap(lambda rows, which: jax.tree.map(lambda x: x[which], rows))(batch, chosen)
             minibatch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), minibatch)
             counts = (_count(minibatch.acts), _count(minibatch.valid))
-            gradient, metrics = jax.grad(_loss, has_aux=True)(params, static, minibatch, counts, c)
+            gradient, metrics = jax.grad(_loss, has_aux=True)(params, static, minibatch, counts, c, entropy_weight)
             gradient, metrics = jax.tree.map(_over_devices, (gradient, metrics))
             change, optimizer = self.optimizer.update(gradient, optimizer, params)
             metrics["grad_norm"] = optax.tree.norm(gradient)
@@ -228,7 +232,12 @@ class MPPO(eqx.Module):
 
 
 def _loss(
-    params: PyTree, static: PyTree, batch: Batch, counts: tuple[Array, Array], c: TrainingConfig
+    params: PyTree,
+    static: PyTree,
+    batch: Batch,
+    counts: tuple[Array, Array],
+    c: TrainingConfig,
+    entropy_weight: Float[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """This device's part of the loss: sums over its entries, divided by the number on all devices."""
     network, (n_acts, n_valid) = eqx.combine(params, static), counts
@@ -247,7 +256,7 @@ def _loss(
         "kl": mean(jnp.expm1(ratio) - ratio, batch.acts, n_acts),
         "clip_fraction": mean((jnp.abs(jnp.expm1(ratio)) > c.clip).astype(jnp.float32), batch.acts, n_acts),
     }
-    loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - c.entropy_weight * metrics["entropy"]
+    loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - entropy_weight * metrics["entropy"]
     return loss, metrics | {"loss": loss}
 
 

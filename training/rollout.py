@@ -1,5 +1,7 @@
 """Collecting experience: many worlds stepped by the current network, each restarted where its episode ended."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,7 @@ class Rollout(eqx.Module):
         reward: per entity, unscaled.
         membership: who belonged to which group slot when the step began.
         final_value: per group slot, of the last observation where the world was truncated in the step; else 0.
+        final_valid: whether the group lived at that observation.
         ended: whether the world's episode ended in the step.
     """
 
@@ -51,6 +54,7 @@ class Rollout(eqx.Module):
     reward: Float[Array, "*t b n"]
     membership: Membership
     final_value: Float[Array, "*t b g"]
+    final_valid: Bool[Array, "*t b g"]
     ended: Bool[Array, "*t b"]
 
 
@@ -115,8 +119,8 @@ def collect(
         world, timestep = jax.vmap(simulator.step)(actors.world, action)
         episode_return = actors.episode_return + jnp.sum(timestep.reward, axis=1)
         after = Actors(world, timestep, actors.index, actors.n_episodes, episode_return)
-        final_value = jnp.zeros((b, membership.n_groups))
-        after, sums, final_value = _finish(simulator, grouping, network, reset_base, after, sums, final_value)
+        final = (jnp.zeros((b, membership.n_groups)), jnp.zeros((b, membership.n_groups), bool))
+        after, sums, final = _finish(simulator, grouping, network, reset_base, after, sums, membership.identity, final)
         rows = Rollout(
             observation=observation,
             action=action,
@@ -124,7 +128,8 @@ def collect(
             value=value,
             reward=timestep.reward,
             membership=membership,
-            final_value=final_value,
+            final_value=final[0],
+            final_valid=final[1],
             ended=timestep.ended,
         )
         return (after, sums), rows
@@ -143,16 +148,20 @@ def _finish(
     reset_base: Key[Array, ""],
     actors: Actors,
     sums: EpisodeSums,
-    final_value: Float[Array, "b g"],
-) -> tuple[Actors, EpisodeSums, Float[Array, "b g"]]:
+    identity: Int[Array, "b g"],
+    final: tuple[Float[Array, "b g"], Bool[Array, "b g"]],
+) -> tuple[Actors, EpisodeSums, tuple[Float[Array, "b g"], Bool[Array, "b g"]]]:
     """Bootstrap, tally and restart the worlds whose episode ended, one by one, since they are few at any step."""
     ended, truncated = actors.timestep.ended, actors.timestep.world_truncated
 
-    def finish(i: Array, carry: tuple[Actors, EpisodeSums, Array]) -> tuple[Actors, EpisodeSums, Array]:
-        actors, sums, final_value = carry
+    def finish(i: Array, carry: tuple[Actors, EpisodeSums, Any]) -> tuple[Actors, EpisodeSums, Any]:
+        actors, sums, (final_value, final_valid) = carry
         world, observation = jax.tree.map(lambda x: x[i], (actors.world, actors.timestep.observation))
         _, value = network(observation)
-        value = jnp.where(truncated[i], grouping(world).total(value), 0.0)
+        members = grouping(world)
+        # A slot that passed on in the very step of the end has nothing to do with the trajectory before it.
+        lives = truncated[i] & members.any(world.entities.alive) & (members.identity == identity[i])
+        value = jnp.where(lives, members.total(value), 0.0)
         metrics = simulator.metrics(world) | {"return": actors.episode_return[i]}
         sums = EpisodeSums(
             sums.count + 1,
@@ -164,6 +173,6 @@ def _finish(
         parts = (actors.world, actors.timestep.observation, actors.n_episodes, actors.episode_return)
         parts = jax.tree.map(lambda old, x: old.at[i].set(x), parts, new)
         actors = eqx.tree_at(lambda a: (a.world, a.timestep.observation, a.n_episodes, a.episode_return), actors, parts)
-        return actors, sums, final_value.at[i].set(value)
+        return actors, sums, (final_value.at[i].set(value), final_valid.at[i].set(lives))
 
-    return for_each_marked(finish, ended, (actors, sums, final_value))
+    return for_each_marked(finish, ended, (actors, sums, final))

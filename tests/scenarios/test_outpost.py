@@ -110,9 +110,7 @@ class Board:
             blank.fields,
             (jnp.asarray(maps["ice"]), jnp.asarray(maps["ore"]), jnp.asarray(hills)),
         )
-        self.world = eqx.tree_at(
-            lambda w: (w.entities, w.fields, w.step), blank, (entities, fields, jnp.int32(step))
-        )
+        self.world = eqx.tree_at(lambda w: (w.entities, w.fields, w.step), blank, (entities, fields, jnp.int32(step)))
 
     def play(self, *actions, depots=(STAY, STAY)):
         """Take a step: the pieces' actions, in order; missing ones stay."""
@@ -148,11 +146,12 @@ def board(simulator, blank):
 # Collisions
 
 
-@pytest.mark.parametrize("team", [0, 1])
-def test_a_heavy_beats_a_light_whoever_moves_and_whosever_it_is(board, team):
-    b = board(light(5, 5), heavy(6, 5, team)).play(EAST)
+def test_a_heavy_beats_a_light_whoever_moves(board):
+    b = board(light(5, 5), heavy(6, 5, team=1)).play(EAST)
     assert b.alive(0, 1) == [False, True]
-    b = board(light(5, 5), heavy(6, 5, team)).play(STAY, WEST)
+    b = board(light(5, 5), heavy(7, 5)).play(EAST, WEST)  # mates who enter the same cell are not spared
+    assert b.alive(0, 1) == [False, True]
+    b = board(light(5, 5), heavy(6, 5, team=1)).play(STAY, WEST)
     assert b.alive(0, 1) == [False, True]
     assert b.place(1) == (5.0, 5.0)
     assert b.timestep.terminated[2]
@@ -167,7 +166,7 @@ def test_of_the_same_weight_a_mover_beats_who_stays(board, make_unit):
 
 
 def test_a_digging_unit_stays(board):
-    b = board(light(5, 5), light(6, 5), ice=[(6, 5)]).play(EAST, DIG)
+    b = board(light(5, 5), light(6, 5, team=1), ice=[(6, 5)]).play(EAST, DIG)
     assert b.alive(0, 1) == [True, False]
 
 
@@ -196,18 +195,33 @@ def test_nobody_is_lost_on_the_cells_of_a_depot(board):
     assert b.alive(0, 1, 2) == [True, True, True]
 
 
-def test_units_that_swap_or_follow_each_other_do_not_meet(board):
-    b = board(light(5, 5), light(6, 5), light(4, 5)).play(EAST, WEST, EAST)
-    # 0 and 1 swap, but 2 enters the cell that 1 enters: those two meet, with equal power.
+def test_foes_that_swap_or_follow_each_other_do_not_meet(board):
+    b = board(light(5, 5), light(6, 5, team=1)).play(EAST, WEST)
+    assert b.alive(0, 1) == [True, True]
+    assert (b.place(0), b.place(1)) == ((6.0, 5.0), (5.0, 5.0))
+    b = board(light(5, 5), light(6, 5, team=1)).play(EAST, EAST)
+    assert b.alive(0, 1) == [True, True]
+    # 0 and 1 swap, but 2 enters the cell that 1 enters (0 has left it): those two meet, with equal power.
+    b = board(light(5, 5), light(6, 5, team=1), light(5, 4, team=1)).play(EAST, WEST, SOUTH)
     assert b.alive(0, 1, 2) == [True, False, False]
-    b = board(light(5, 5), light(6, 5)).play(EAST, EAST)
-    assert b.alive(0, 1) == [True, True]
-    b = board(light(5, 5), light(6, 5)).play(EAST, WEST)
-    assert b.alive(0, 1) == [True, True]
+
+
+@pytest.mark.parametrize("mate", [light(6, 5), heavy(6, 5)])
+def test_nobody_enters_a_cell_that_a_mate_stands_on(board, mate):
+    b = board(heavy(5, 5), mate, light(6, 4, team=1))
+    legal = b.legal()
+    assert not legal[2, EAST]
+    assert legal[4, SOUTH]  # a foe may
+    # Whether the mate leaves it or not.
+    for other in (STAY, EAST):
+        b = board(heavy(5, 5), mate).play(EAST, other)
+        assert b.place(0) == (5.0, 5.0)
+        assert b.gained(2, POWER) == 0.0
+        assert b.alive(0, 1) == [True, True]
 
 
 def test_who_is_crushed_does_no_work_any_more(board):
-    b = board(light(5, 5), heavy(6, 5), ice=[(5, 5)]).play(DIG, WEST)
+    b = board(light(5, 5), heavy(6, 5, team=1), ice=[(5, 5)]).play(DIG, WEST)
     assert b.alive(0, 1) == [False, True]
     assert float(b.timestep.reward[2]) == 0.0
     assert float(b.world.entities.stores[2, ICE]) == 0.0
@@ -394,9 +408,7 @@ def test_masks_forbid_what_the_rules_do_not_allow(board):
         "on ice": (light(9, 5), {UNLOAD, CHARGE}),
         "on rubble, with too little power to dig": (light(3, 9, power=4.0), {DIG, UNLOAD, CHARGE}),
     }
-    b = board(
-        *[unit for unit, _ in units.values()], ice=[(8, 3), (9, 5)], rubble={(6, 8): 20.0, (3, 9): 9.0}
-    )
+    b = board(*[unit for unit, _ in units.values()], ice=[(8, 3), (9, 5)], rubble={(6, 8): 20.0, (3, 9): 9.0})
     legal = b.legal()
     for slot, (name, (_, forbidden)) in enumerate(units.items(), start=2):
         assert set(np.flatnonzero(~legal[slot])) == forbidden, name
@@ -415,9 +427,11 @@ def test_an_illegal_action_does_nothing(board):
         n_tried += illegal[:8].sum()
         actions = jnp.where(jnp.asarray(illegal), action, STAY).astype(jnp.int32)
         world, timestep = play_step(b.simulator, b.world, actions)
-        for x, y in zip(jax.tree.leaves((world.entities, world.fields)), jax.tree.leaves(
-            (stays.world.entities, stays.world.fields)
-        ), strict=True):
+        for x, y in zip(
+            jax.tree.leaves((world.entities, world.fields)),
+            jax.tree.leaves((stays.world.entities, stays.world.fields)),
+            strict=True,
+        ):
             np.testing.assert_array_equal(x, y)
         np.testing.assert_array_equal(timestep.reward, stays.timestep.reward)
     assert n_tried > 20
@@ -426,9 +440,9 @@ def test_an_illegal_action_does_nothing(board):
 # Reward
 
 
-@pytest.mark.parametrize(("water", "worth"), [(150.0, 1.0), (300.0, 1.0), (75.0, 2.0), (0.0, 3.0)])
+@pytest.mark.parametrize(("water", "worth"), [(150.0, 1.0), (300.0, 4 / 9), (75.0, 16 / 9), (0.0, 4.0)])
 def test_a_delivery_is_paid_half_to_the_unit_and_half_to_the_depot_more_when_it_is_dry(board, water, worth):
-    # 40 ice are 10 water.
+    # 40 ice are 10 water; its worth is (2 / (1 + w))^2, w being the depot's water over the initial 150.
     homes = (depot(1, 1, water=water), HOMES[1])
     b = board(light(2, 2, ice=40.0), light(7, 7), homes=homes).play(UNLOAD)
     half = 0.5 * 10.0 * worth * EARLY
@@ -467,7 +481,8 @@ def survival():
         return jnp.sum(world.entities.is_kind(DEPOT)) == n_depots
 
     def share(policy):
-        return float(jax.jit(jax.vmap(lambda key: episode(policy, key)))(jax.random.split(jax.random.key(1), 16)).mean())
+        play = jax.jit(jax.vmap(lambda key: episode(policy, key)))
+        return float(play(jax.random.split(jax.random.key(1), 16)).mean())
 
     return {"greedy": share(simulator.rules.scripted_policy()), "random": share(RandomPolicy())}
 

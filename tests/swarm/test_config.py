@@ -1,4 +1,4 @@
-"""A mistake in a scenario file is one line that names file, key, value and remedy; what is right comes through whole."""
+"""A mistake in a scenario file is one line that names file, key, value and remedy; what is right comes through."""
 
 import tomllib
 

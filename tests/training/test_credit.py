@@ -33,9 +33,7 @@ def credit_of(valid, identity, *, credit=OWN, ended=(), final_value=None, last_v
         ended=jnp.asarray(np.isin(np.arange(t), ended)),
     )
     last_value = jnp.asarray(np.where(after, last_value, 0.0), jnp.float32)
-    return advantages(
-        trajectory, last_value, jnp.asarray(after), jnp.asarray(identity[-1]), credit, GAMMA, LAMBDA
-    )
+    return advantages(trajectory, last_value, jnp.asarray(after), jnp.asarray(identity[-1]), credit, GAMMA, LAMBDA)
 
 
 def test_a_life_beyond_the_rollout_bootstraps_from_the_last_value():
@@ -205,7 +203,5 @@ def test_one_group_of_all_has_the_sum_of_the_entities_advantages(reward, value, 
         return np.asarray(jax.vmap(lambda m, v: m.total(v))(rows, jnp.asarray(x, jnp.float32)))
 
     group_alive = np.asarray(jax.vmap(lambda m, v: m.any(v))(members, jnp.asarray(alive)))
-    whole = advantage_of(
-        total(reward, STEPS), total(value, STEPS + 1), group_alive, np.zeros((STEPS + 1, 1), np.int32)
-    )
+    whole = advantage_of(total(reward, STEPS), total(value, STEPS + 1), group_alive, np.zeros((STEPS + 1, 1), np.int32))
     np.testing.assert_allclose(whole[:, 0], np.where(alive[:-1], per_entity, 0).sum(axis=1), atol=1e-4)
