@@ -71,8 +71,8 @@ class Outpost(AbstractRules):
     Collisions: outside depots a cell holds one unit. Where several meet, a heavy beats a light; of the same weight a
         mover beats who stays; of several movers the most power survives, of equals none. Without `friendly_fire` mates
         never meet: none may enter a cell where a mate stands, and of those that want the same cell one goes.
-    Observation: maps per team (`_maps`); for each entity its stores, the directions to the nearest and the driest depot,
-        to ice and to ore, and three bits of its identity.
+    Observation: maps per team (`_maps`); for each entity its stores, the directions to the nearest and the driest
+        depot, to ice and to ore, and three bits of its identity.
     Reward: `delivered` per water's worth (4 ice) delivered, shared by unit and depot, times (2 / (1 + w)) ** `scarcity`
         where w is the depot's water over its initial amount: water is worth most where it is scarce; `mined` per
         water's worth dug; both raised by `early * (steps left) / steps`.

@@ -29,7 +29,7 @@ def draw(axes: Any, world: World) -> None:
         stores, colour = entities.stores[i], TEAMS[entities.team[i]]
         if entities.kind[i] == DEPOT:
             axes.add_patch(Rectangle((x - 1.5, y - 1.5), 3, 3, facecolor=colour, alpha=0.35, edgecolor=colour))
-            axes.text(x, y, f"{stores[WATER]:.0f}", ha="center", va="center", fontsize=8, weight="bold")
+            axes.text(x, y, f"{stores[WATER]:.0f}", ha="center", va="center", fontsize=8, weight="bold", zorder=5)
             continue
         radius = 0.45 if entities.kind[i] == HEAVY else 0.27
         full = 1000.0 if entities.kind[i] == HEAVY else 100.0

@@ -32,6 +32,7 @@ from swarm.status import Status
 OVERRIDES = {
     "world.size": [14, 14],
     "world.teams": 2,
+    "world.friendly_fire": True,
     "population.depot.initial": 1,
     "population.depot.capacity": 2,
     "population.light.capacity": 5,
@@ -143,6 +144,13 @@ def board(simulator, blank):
     return lambda *pieces, **options: Board(simulator, blank, *pieces, **options)
 
 
+@pytest.fixture
+def peaceful(simulator, blank):
+    """Boards without friendly fire; a number of the rules, so the compiled step is the same."""
+    rules = eqx.tree_at(lambda s: s.rules.friendly_fire, simulator, jnp.asarray(False))
+    return lambda *pieces, **options: Board(rules, blank, *pieces, **options)
+
+
 # Collisions
 
 
@@ -207,17 +215,38 @@ def test_foes_that_swap_or_follow_each_other_do_not_meet(board):
 
 
 @pytest.mark.parametrize("mate", [light(6, 5), heavy(6, 5)])
-def test_nobody_enters_a_cell_that_a_mate_stands_on(board, mate):
-    b = board(heavy(5, 5), mate, light(6, 4, team=1))
+def test_without_friendly_fire_nobody_enters_a_cell_that_a_mate_stands_on(peaceful, mate):
+    b = peaceful(heavy(5, 5), mate, light(6, 4, team=1))
     legal = b.legal()
     assert not legal[2, EAST]
     assert legal[4, SOUTH]  # a foe may
     # Whether the mate leaves it or not.
     for other in (STAY, EAST):
-        b = board(heavy(5, 5), mate).play(EAST, other)
+        b = peaceful(heavy(5, 5), mate).play(EAST, other)
         assert b.place(0) == (5.0, 5.0)
         assert b.gained(2, POWER) == 0.0
         assert b.alive(0, 1) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "goes"),
+    [
+        (light(5, 5, power=150.0), heavy(7, 5, power=100.0), 1),  # the heavy, whatever its power
+        (light(5, 5, power=150.0), light(7, 5, power=100.0), 0),  # the most power
+        (light(5, 5), light(7, 5), 0),  # the eldest
+    ],
+)
+def test_without_friendly_fire_one_of_the_mates_that_want_a_cell_goes(peaceful, first, second, goes):
+    b = peaceful(first, second).play(EAST, WEST)
+    assert b.alive(0, 1) == [True, True]
+    assert b.place(goes) == (6.0, 5.0)
+    assert b.place(1 - goes) == ((5.0, 5.0), (7.0, 5.0))[1 - goes]
+    assert b.gained(2 + 1 - goes, POWER) == 0.0  # who waits pays nothing
+
+
+def test_without_friendly_fire_foes_still_collide(peaceful):
+    b = peaceful(light(5, 5), heavy(7, 5, team=1)).play(EAST, WEST)
+    assert b.alive(0, 1) == [False, True]
 
 
 def test_who_is_crushed_does_no_work_any_more(board):

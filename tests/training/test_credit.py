@@ -30,6 +30,7 @@ def credit_of(valid, identity, *, credit=OWN, ended=(), final_value=None, last_v
         valid=jnp.asarray(alive),
         identity=jnp.asarray(identity[:-1]),
         final_value=jnp.asarray(np.zeros(alive.shape) if final_value is None else final_value, jnp.float32),
+        final_valid=jnp.asarray(np.zeros(alive.shape) if final_value is None else final_value) != 0,
         ended=jnp.asarray(np.isin(np.arange(t), ended)),
     )
     last_value = jnp.asarray(np.where(after, last_value, 0.0), jnp.float32)
@@ -190,6 +191,7 @@ def test_one_group_of_all_has_the_sum_of_the_entities_advantages(reward, value, 
             valid=jnp.asarray(alive[:-1]),
             identity=jnp.asarray(identity[:-1]),
             final_value=jnp.zeros(reward.shape),
+            final_valid=jnp.zeros(reward.shape, bool),
             ended=jnp.zeros(STEPS, bool),
         )
         last = jnp.asarray(value[-1], jnp.float32), jnp.asarray(alive[-1]), jnp.asarray(identity[-1])
