@@ -19,7 +19,8 @@ def run(
     command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
     """Parse the arguments and run a command; a user's mistake is one line on stderr and exit code 2."""
-    arguments = parser.parse_args(argv)
+    # Intermixed, so that overrides may stand before and after options.
+    arguments = parser.parse_intermixed_args(argv)
     try:
         return command(arguments)
     except SwarmError as error:

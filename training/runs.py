@@ -214,14 +214,17 @@ def _raw(x: Any) -> Any:
 
 
 def _named_arrays(tree: PyTree) -> dict[str, jax.Array]:
+    """Arrays by name; empty ones are left out, since Orbax refuses them and they hold nothing."""
     leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): _raw(x) for path, x in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="."): _raw(x) for path, x in leaves if x.size}
 
 
 def _with_arrays(tree: PyTree, arrays: dict[str, Any]) -> PyTree:
     dynamic, static = eqx.partition(tree, eqx.is_array)
 
     def take(path: Any, old: Any) -> Any:
+        if not old.size:
+            return old
         new = arrays[jax.tree_util.keystr(path, simple=True, separator=".")]
         is_key = jax.dtypes.issubdtype(old.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if is_key else new

@@ -16,6 +16,7 @@ N_STEPS, SEGMENT = 60, 6
 
 OUTPOST = {
     "world.size": [12, 12],
+    "world.friendly_fire": True,
     "world.steps": 1000,
     "population.depot.capacity": 1,
     "population.depot.initial": 1,
