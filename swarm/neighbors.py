@@ -32,7 +32,8 @@ def sum_all_pairs(
     here = jnp.where(alive[:, None], position, 0.0)
     shown = jnp.where(alive[:, None], values, 0.0)
     displacement = space.displacement(here[:, None, :], here[None, :, :])
-    distance = jnp.sqrt(jnp.sum(displacement**2, axis=-1))
+    # Summed by name, not by a reduction, which XLA may round differently alone and in a batch.
+    distance = jnp.sqrt(sum(jnp.square(displacement[..., axis]) for axis in range(position.shape[1])))
     n = alive.shape[0]
     near = (distance < radius) & alive[:, None] & alive[None, :] & ~jnp.eye(n, dtype=bool)
     return jnp.sum(jnp.where(near[..., None], pair(displacement, distance, shown[None]), 0.0), axis=1)
