@@ -13,7 +13,7 @@ def test_update(benchmark, ready, name):
     learner = build_learner(scenario, load_training(scenario))
     learned, actors = learner.init(0)
     ready(learner.update(learned, actors))
-    result = benchmark.pedantic(lambda: ready(learner.update(learned, actors)), rounds=5)
+    result = benchmark.pedantic(lambda: ready(learner.update(learned, actors)), rounds=3)
     new, _, metrics = result
     assert int(new.n_updates) == 1
     assert float(metrics["grad_norm"]) > 0
