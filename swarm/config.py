@@ -6,7 +6,7 @@ import importlib.resources
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pydantic
 
@@ -47,8 +47,6 @@ class ScenarioConfig(Table):
     rules: str
     groups: dict[str, Any] = pydantic.Field(default_factory=lambda: {"levels": ["entity"]})
     training: dict[str, Any] = pydantic.Field(default_factory=dict)
-
-    Kinds: ClassVar[tuple[str, ...]] = ()
 
 
 class Scenario(NamedTuple):
