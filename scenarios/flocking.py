@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import sum_all_pairs
+from swarm.neighbors import AllPairs
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
 from swarm.space import Periodic
 
@@ -125,7 +125,7 @@ class Flocking(AbstractRules):
             raster=world.raster,
             capacity=bird.capacity,
             initial=bird.initial,
-            space=Periodic(jnp.asarray(world.size, jnp.float32)),
+            space=Periodic(jnp.zeros(2), jnp.asarray(world.size, jnp.float32)),
             time_step=jnp.float32(world.time_step),
             speed=jnp.float32(bird.speed),
             turn_rate=jnp.float32(bird.turn_rate),
@@ -170,13 +170,13 @@ class Flocking(AbstractRules):
     def _look(self, entities: Entities) -> Float[Array, "n 8"]:
         headings = jnp.stack([jnp.cos(entities.heading), jnp.sin(entities.heading)], axis=1)
 
-        def pair(way: Array, distance: Array, other: Array) -> Array:
-            close = jnp.where(distance < self.crowding, 1.0, 0.0)[..., None]
-            other = jnp.broadcast_to(other, way.shape)
-            away = -way / jnp.maximum(distance, 1e-6)[..., None] ** 2
-            return jnp.concatenate([jnp.ones_like(close), other, way, close, close * away], axis=-1)
+        def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
+            close = jnp.where(distance < self.crowding, 1.0, 0.0)
+            away = -way / jnp.maximum(distance, 1e-6) ** 2
+            return jnp.stack([jnp.ones_like(close), *theirs, *way, close, *(close * away)])
 
-        return sum_all_pairs(pair, self.space, entities.position, headings, entities.alive, self.radius)
+        search = AllPairs(self.space, self.radius)
+        return search.find(entities.position, entities.alive).sum(pair, headings)
 
     def act(self, world: World, action: Int[Array, " n"], key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
         """Turn, fly, look."""
@@ -185,14 +185,14 @@ class Flocking(AbstractRules):
         heading = entities.heading + turn * self.turn_rate * self.time_step
         heading = jnp.mod(heading + jnp.pi, 2 * jnp.pi) - jnp.pi
         velocity = self._velocity(heading)
-        position = self.space.wrap(entities.position + velocity * self.time_step)
+        position, velocity = self.space.confine(entities.position + velocity * self.time_step, velocity)
         entities = eqx.tree_at(lambda e: (e.position, e.heading, e.velocity), entities, (position, heading, velocity))
         seen = self._look(entities)
         count = jnp.maximum(seen[:, 0], 1.0)
         aligned = (seen[:, 1] * jnp.cos(heading) + seen[:, 2] * jnp.sin(heading)) / count
         reward = self.reward["alignment"] * aligned - self.reward["crowding"] * seen[:, 5]
         nobody = jnp.zeros_like(entities.alive)
-        return entities, Fields(seen), Outcome(reward, nobody, None, jnp.int32(0))
+        return entities, Fields(seen), Outcome(reward, nobody, None)
 
     def _bearings(self, world: World) -> Float[Array, "n 6"]:
         """Mean heading of those in sight, mean way to them and way from those too near, in each bird's own frame."""

@@ -12,6 +12,9 @@ from swarm.config import ScenarioConfig
 from swarm.entities import Entities, Spawn
 from swarm.hierarchy import Hierarchy
 
+Action = Int[Array, " n"] | Float[Array, "n a"]
+"""One per slot: the index of a discrete action, or `a` commands in [-1, 1], a being `AbstractRules.n_controls`."""
+
 __all__ = ["AbstractPolicy", "AbstractRules", "Observation", "Outcome", "RandomPolicy", "Spawn", "TimeStep", "World"]
 
 
@@ -67,12 +70,14 @@ class Outcome(eqx.Module):
         dying: who dies in this step.
         births: who is born; None for scenarios without births.
         n_refused: births that the rules had to refuse because a kind's capacity is reached.
+        status: bits of `swarm.status.Status` that the rules raise, like the overflow of a neighbour search.
     """
 
     reward: Float[Array, " n"]
     dying: Bool[Array, " n"]
     births: Spawn | None
-    n_refused: Int[Array, ""]
+    n_refused: Int[Array, ""] | int = 0
+    status: Int[Array, ""] | int = 0
 
 
 class TimeStep(eqx.Module):
@@ -106,17 +111,22 @@ class AbstractPolicy(eqx.Module):
     """Chooses an action per slot. Scripted policies may read the whole world, learned ones read the observation."""
 
     @abc.abstractmethod
-    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Int[Array, " n"]:
+    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Action:
         """Return the actions of all slots; those of dead slots are ignored."""
 
 
 class RandomPolicy(AbstractPolicy):
-    """Each entity draws uniformly among its legal actions."""
+    """Each entity draws uniformly: among its legal actions, or commands from [-1, 1] where there are `n_controls`."""
 
-    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Int[Array, " n"]:
-        """Gumbel-max over the legal actions."""
+    n_controls: int = eqx.field(static=True, default=0)
+
+    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Action:
+        """Draw by identity; Gumbel-max over the legal actions."""
+        keys = world.entities.keys(key)
+        if self.n_controls:
+            return jax.vmap(lambda k: jax.random.uniform(k, (self.n_controls,), minval=-1.0, maxval=1.0))(keys)
         n_actions = observation.action_mask.shape[1]
-        noise = jax.vmap(lambda k: jax.random.gumbel(k, (n_actions,)))(world.entities.keys(key))
+        noise = jax.vmap(lambda k: jax.random.gumbel(k, (n_actions,)))(keys)
         return jnp.argmax(jnp.where(observation.action_mask, noise, -jnp.inf), axis=-1).astype(jnp.int32)
 
 
@@ -129,7 +139,8 @@ class AbstractRules(eqx.Module):
     Attributes:
         Config: the model that validates its scenario file.
         kinds: names of the kinds, in the order of `Entities.kind`.
-        actions: names of the actions for each kind; the longest list sets the width of the action mask.
+        actions: names of the actions for each kind; the longest list sets the width of the action mask. Where the
+            rules take continuous commands (`n_controls`), names of the commands.
         success: the metric in [0, 1] that says whether an episode went well.
         headline: the metric that says how well, compared between policies.
     """
@@ -160,6 +171,11 @@ class AbstractRules(eqx.Module):
         """Width of the action mask."""
         return max(len(names) for names in self.actions.values())
 
+    @property
+    def n_controls(self) -> int:
+        """Number of continuous commands per entity, each in [-1, 1]; 0: actions are discrete."""
+        return 0
+
     @classmethod
     @abc.abstractmethod
     def from_config(cls, config: Any) -> "AbstractRules":
@@ -170,7 +186,7 @@ class AbstractRules(eqx.Module):
         """Return the population and the fields of a new episode."""
 
     @abc.abstractmethod
-    def act(self, world: World, action: Int[Array, " n"], key: Key[Array, ""]) -> tuple[Entities, Any, Outcome]:
+    def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Any, Outcome]:
         """Carry out the actions: commands, movement, collisions, rules. Deaths and births are only decided here."""
 
     @abc.abstractmethod

@@ -69,7 +69,7 @@ def _policy(name: str, simulator: Any) -> Any:
     if name == "scripted":
         return simulator.rules.scripted_policy()
     if name == "random":
-        return RandomPolicy()
+        return RandomPolicy(simulator.rules.n_controls)
     if not is_run(name):
         raise ConfigError(f"--policy {name}: neither a run folder nor a policy{nearest(name, ['scripted', 'random'])}")
     import_training()

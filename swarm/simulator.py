@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from swarm.entities import Entities, spawn
 from swarm.grouping import AbstractGrouping
 from swarm.hierarchy import form, regroup
-from swarm.scenario import AbstractPolicy, AbstractRules, TimeStep, World
+from swarm.scenario import AbstractPolicy, AbstractRules, Action, TimeStep, World
 from swarm.status import Status
 
 
@@ -43,7 +43,7 @@ class Simulator(eqx.Module):
         reward = jnp.zeros(entities.n_slots)
         return world, TimeStep(self.rules.observe(world), reward, nobody, nobody, nobody, never, never)
 
-    def step(self, world: World, action: Int[Array, " n"]) -> tuple[World, TimeStep]:
+    def step(self, world: World, action: Action) -> tuple[World, TimeStep]:
         """Advance a world by one step. Stepping on after the end is allowed; the flags then stay set."""
         before = world.entities.alive
         key = jax.random.fold_in(world.key, world.step)
@@ -54,7 +54,9 @@ class Simulator(eqx.Module):
         if outcome.births is not None:
             entities, n_overflow = spawn(entities, outcome.births)
             n_refused = n_refused + n_overflow
-        status = world.status | jnp.where(n_refused > 0, Status.ENTITIES_FULL, 0) | _non_finite(entities)
+        status = (
+            world.status | outcome.status | jnp.where(n_refused > 0, Status.ENTITIES_FULL, 0) | _non_finite(entities)
+        )
         hierarchy = regroup(world.hierarchy, self.groupings, entities)
         world = World(entities, hierarchy, fields, world.key, world.step + 1, status, world.n_overflow + n_refused)
         world_terminated = self.rules.ended(world)

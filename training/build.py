@@ -26,6 +26,11 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
             f"--devices {n_devices} does not divide training.worlds = {config.worlds}; change one of them"
         )
     simulator = scenario.simulator()
+    if simulator.rules.n_controls:
+        raise ConfigError(
+            f"{scenario.source}: its actions are {simulator.rules.n_controls} continuous commands, and the learners "
+            "act by discrete ones; use the scenario's discrete control"
+        )
     where = f"{scenario.source}: training.credit.grouping"
     grouping = group_by(
         config.credit.grouping,

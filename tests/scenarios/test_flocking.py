@@ -5,15 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from swarm import RandomPolicy, make
-from swarm.neighbors import sum_all_pairs
-from swarm.space import Periodic
 
-fixed = settings(deadline=None, derandomize=True, max_examples=40)
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))
 
@@ -102,68 +96,3 @@ def test_reward_is_alignment_with_those_in_sight_less_crowding(flock):
         near = (seen & (distance < float(rules.crowding))).sum()
         expected = float(rules.reward["alignment"]) * aligned - float(rules.reward["crowding"]) * near
         assert float(timestep.reward[i]) == pytest.approx(expected, abs=1e-4)
-
-
-# Neighbours and space
-
-SIZE = np.asarray([5.0, 3.0], np.float32)
-N = 6
-# Multiples of 1/8 are exact, so that who stands exactly at the radius is no matter of rounding.
-PLACES = hnp.arrays(np.float32, (N, 2), elements=st.integers(0, 23).map(lambda i: i / 8))
-
-
-def _pair(way, distance, values):
-    return jnp.concatenate([way, distance[..., None], jnp.broadcast_to(values, (*distance.shape, 1))], axis=-1)
-
-
-summed = jax.jit(lambda *a: sum_all_pairs(_pair, Periodic(jnp.asarray(SIZE)), *a))
-
-
-@given(PLACES, hnp.arrays(bool, (N,)), st.sampled_from([0.5, 1.5]))
-@fixed
-def test_sum_over_neighbours_is_the_loop_over_pairs(position, alive, radius):
-    values = np.arange(1.0, N + 1, dtype=np.float32)[:, None]
-    expected = np.zeros((N, 4))
-    for i in range(N):
-        for j in range(N):
-            way = position[j] - position[i]
-            way = way - SIZE * np.round(way / SIZE)
-            distance = np.sqrt((way**2).sum())
-            if i != j and alive[i] and alive[j] and distance < radius:
-                expected[i] += [*way, distance, values[j, 0]]
-    # The dead hold NaN: nobody may see it.
-    garbled = np.where(alive[:, None], position, np.nan)
-    found = summed(
-        jnp.asarray(garbled),
-        jnp.asarray(np.where(alive[:, None], values, np.nan)),
-        jnp.asarray(alive),
-        jnp.float32(radius),
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-displacement = jax.jit(lambda a, b: Periodic(jnp.asarray(SIZE)).displacement(a, b))
-
-
-@given(PLACES, PLACES)
-@fixed
-def test_displacement_is_the_shortest_of_all_ways_round(a, b):
-    images = np.stack([b - a + SIZE * np.asarray([i, j]) for i in (-1, 0, 1) for j in (-1, 0, 1)])
-    shortest = np.linalg.norm(images, axis=-1).min(axis=0)
-    way = np.asarray(displacement(jnp.asarray(a), jnp.asarray(b)))
-    np.testing.assert_allclose(np.linalg.norm(way, axis=-1), shortest, atol=1e-5)
-    # It leads to b, up to whole turns.
-    turns = (a + way - b) / SIZE
-    np.testing.assert_allclose(turns, np.round(turns), atol=1e-5)
-
-
-wrap = jax.jit(lambda p: Periodic(jnp.asarray(SIZE)).wrap(p))
-
-
-@given(hnp.arrays(np.float32, (N, 2), elements=st.floats(-20, 20, width=32)))
-@fixed
-def test_wrapped_positions_are_inside_the_box(position):
-    wrapped = np.asarray(wrap(jnp.asarray(position)))
-    assert ((wrapped >= 0) & (wrapped < SIZE)).all()
-    turns = (wrapped.astype(float) - position) / SIZE
-    np.testing.assert_allclose(turns, np.round(turns), atol=1e-5)
