@@ -112,8 +112,9 @@ class AllPairs(AbstractNeighborSearch):
         here = jnp.where(alive[:, None], position, 0.0)
         ways = [self.space.shortest(here[None, :, axis] - here[:, None, axis], axis) for axis in range(here.shape[1])]
         distance = length(ways)
+        square = sum((jnp.square(way) for way in ways[1:]), start=jnp.square(ways[0]))
         n = alive.shape[0]
-        near = (distance < self.radius) & alive[:, None] & alive[None, :] & ~jnp.eye(n, dtype=bool)
+        near = (square < jnp.square(self.radius)) & alive[:, None] & alive[None, :] & ~jnp.eye(n, dtype=bool)
         return AllPairsNeighbors(jnp.zeros((), bool), alive, jnp.stack(ways), distance, near)
 
 

@@ -1,0 +1,67 @@
+"""Which neighbour search suits a space, a radius and a number of entities."""
+
+import math
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+
+from swarm.cell_grid import REACH, CellGrid
+from swarm.config import Table
+from swarm.neighbors import AbstractNeighborSearch, AllPairs
+from swarm.space import AbstractSpace
+
+Backend = Literal["auto", "all_pairs", "cell_grid"]
+
+# Below this many entities all pairs are faster (perf/test_neighbors.py).
+_ALL_PAIRS_BELOW = 192
+_BLOCK = 8
+
+
+class SearchTable(Table):
+    """Table `search` of a scenario file: how neighbours are found.
+
+    Attributes:
+        backend: `auto` chooses by the number of entities.
+        window: candidates per block of the cell grid; 0: what evenly spread entities need, with room to spare. Crowds
+            need more; too few are reported, and can be regrown.
+    """
+
+    backend: Backend = "auto"
+    window: int = pydantic.Field(default=0, ge=0)
+
+
+def neighbor_search(
+    space: AbstractSpace, radius: float | int, n_slots: int, table: SearchTable | None = None
+) -> AbstractNeighborSearch:
+    """Build the search for neighbours nearer than a radius (metres) among `n_slots` entities."""
+    table = table or SearchTable()
+    small = n_slots < _ALL_PAIRS_BELOW or not math.isfinite(radius)
+    if table.backend == "all_pairs" or (table.backend == "auto" and small):
+        return AllPairs(space, jnp.float32(radius))
+    cells = _cells(np.asarray(space.size, float), radius, n_slots)
+    window = table.window or _window(cells, n_slots)
+    return CellGrid(space, jnp.float32(radius), cells, min(window, _rounded(n_slots)), _BLOCK)
+
+
+def _cells(size: np.ndarray, radius: float | int, n_slots: int) -> tuple[int, ...]:
+    """Cells at least a radius wide (half of it along the first axis), and not many more than entities."""
+    # The margin keeps a pair at the very radius within reach, whatever way its cells were rounded.
+    across = np.maximum(np.floor(size / (1.001 * radius)), 1.0)
+    coarser = max(1.0, (np.prod(across) / max(n_slots, 1)) ** (1.0 / len(size)))
+    across = np.maximum(np.floor(across / coarser), 1.0).astype(int)
+    return (int(across[0]) * REACH, *(int(n) for n in across[1:]))
+
+
+def _window(cells: tuple[int, ...], n_slots: int) -> int:
+    """Mean candidates of a block where entities are spread evenly, six standard deviations, and some room."""
+    per_cell = n_slots / math.prod(cells)
+    span = min(_BLOCK / per_cell + 2 * REACH + 1, cells[0])
+    rows = math.prod(min(n, 3) for n in cells[1:])
+    mean = rows * span * per_cell
+    return _rounded(min(mean + 6.0 * mean**0.5 + 8.0, n_slots))
+
+
+def _rounded(window: float | int) -> int:
+    return -(-int(window) // 8) * 8

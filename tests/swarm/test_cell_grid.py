@@ -1,0 +1,184 @@
+"""The cell grid against all pairs and scipy's cKDTree, over random spaces, crowds and populations."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial import cKDTree
+
+from swarm.cell_grid import CellGrid
+from swarm.neighbors import AllPairs, Among
+from swarm.search import SearchTable, neighbor_search
+from swarm.space import Open, Periodic, Walled
+
+fixed = settings(deadline=None, derandomize=True, max_examples=25)
+
+N = 60
+SPACES = {
+    "open, 2D": Open(jnp.zeros(2), jnp.asarray([7.0, 5.0])),
+    "walled, 2D": Walled(jnp.full(2, -2.0), jnp.asarray([4.5, 9.0]), jnp.float32(1.0)),
+    "periodic, 2D": Periodic(jnp.full(2, 1.0), jnp.asarray([6.0, 4.0])),
+    "narrow, 2D": Periodic(jnp.zeros(2), jnp.asarray([12.0, 2.0])),
+    "periodic, 3D": Periodic(jnp.zeros(3), jnp.asarray([4.0, 3.5, 5.0])),
+    "open, 3D": Open(jnp.zeros(3), jnp.asarray([5.0, 2.0, 3.0])),
+}
+
+
+def pair(way, distance, mine, theirs):
+    return jnp.stack([jnp.ones(()), *way, distance, *(mine * theirs), 1.0 / (0.1 + distance)])
+
+
+@eqx.filter_jit
+def both(grid, radius, position, alive, values, label):
+    """All answers of both backends."""
+    answers = []
+    for search in (AllPairs(grid.space, radius), eqx.tree_at(lambda g: g.radius, grid, radius)):
+        found = search.find(position, alive)
+        among = [None, Among(label, same=True), Among(label, same=False)]
+        sums, nearest = [found.sum(pair, values, a) for a in among], [found.nearest(5, a) for a in among[::2]]
+        answers.append((sums, nearest, found.overflow))
+    return answers
+
+
+def grid_of(space, window=N):
+    return neighbor_search(space, 1.0, N, SearchTable(backend="cell_grid", window=window))
+
+
+def population(space, seed, crowded):
+    """Positions spread over the box, crowded into a corner, or (where space is open) far outside too."""
+    rng = np.random.default_rng(seed)
+    n_dimensions = space.n_dimensions
+    lower, size = np.asarray(space.lower), np.asarray(space.size)
+    position = lower + size * rng.uniform(size=(N, n_dimensions)) * (0.25 if crowded else 1.0)
+    if isinstance(space, Open):
+        position[:9] += 3.7 * size
+    position[9] = position[10]  # two in the same place are neighbours
+    alive = rng.uniform(size=N) < rng.choice([0.0, 0.3, 0.9, 1.0])
+    position = np.where(alive[:, None], position, rng.choice([np.nan, 1e30, 0.0]))
+    values = np.where(alive[:, None], rng.normal(size=(N, 2)), np.nan)
+    label = np.where(rng.uniform(size=N) < 0.1, -1, rng.integers(0, 3, N))
+    return [jnp.asarray(x) for x in (position.astype(np.float32), alive, values.astype(np.float32), label)]
+
+
+@pytest.mark.parametrize("name", SPACES)
+@given(st.integers(0, 2**20), st.booleans(), st.sampled_from([0.3, 0.8, 1.0]))
+@fixed
+def test_the_cell_grid_is_all_pairs(name, seed, crowded, radius):
+    arguments = population(SPACES[name], seed, crowded)
+    (sums, nearest, _), (grid_sums, grid_nearest, overflow) = both(
+        grid_of(SPACES[name]), jnp.float32(radius), *arguments
+    )
+    assert not overflow
+    for expected, found in zip(sums, grid_sums, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+    position, alive = np.asarray(arguments[0]), np.asarray(arguments[1])
+    for expected, found in zip(nearest, grid_nearest, strict=True):
+        np.testing.assert_array_equal(found.valid, expected.valid)
+        # Equally near ones may come in another order, so distances are compared, and that the slots are those.
+        np.testing.assert_allclose(found.distance, expected.distance, atol=2e-6)
+        for i, row in enumerate(np.asarray(found.index)):
+            who = row[row >= 0]
+            assert len(set(who)) == len(who)
+            assert alive[who].all()
+            assert i not in who
+        way = np.asarray(
+            SPACES[name].displacement(jnp.asarray(position)[:, None, :], found.gather(jnp.asarray(position)))
+        )
+        np.testing.assert_allclose(found.displacement, np.where(found.valid[..., None], way, 0.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("n_dimensions", [2, 3])
+@pytest.mark.parametrize("periodic", [False, True])
+def test_the_cell_grid_is_scipys_tree(n_dimensions, periodic):
+    n, side, radius, k = 3000, {2: 40.0, 3: 14.0}[n_dimensions], 1.0, 4
+    position = np.random.default_rng(1).uniform(0, side, (n, n_dimensions)).astype(np.float32)
+    box = jnp.zeros(n_dimensions), jnp.full(n_dimensions, side)
+    space = Periodic(*box) if periodic else Open(*box)
+    search = neighbor_search(space, radius, n)
+    assert isinstance(search, CellGrid)
+
+    @jax.jit
+    def look(position):
+        found = search.find(position, jnp.ones(n, bool))
+        count = found.sum(lambda way, distance, mine, theirs: jnp.ones(1), position[:, :0])
+        return count[:, 0], found.nearest(k), found.overflow
+
+    count, nearest, overflow = look(jnp.asarray(position))
+    assert not overflow
+    tree = cKDTree(position, boxsize=side if periodic else None)
+    near = tree.query_ball_point(position, radius)
+    # A pair at the very radius may fall on either side of it.
+    assert np.abs(np.asarray([len(x) - 1 for x in near]) - count).sum() <= 2
+    distance, _ = tree.query(position, k + 1)
+    expected = np.where(distance[:, 1:] < radius, distance[:, 1:], 0.0)
+    assert (np.abs(nearest.distance - expected) > 1e-5).sum() <= 2
+
+
+def test_a_crowd_overflows_the_window_and_says_so():
+    space = SPACES["periodic, 2D"]
+    crowd = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (N, 2)), jnp.float32)
+    look = eqx.filter_jit(lambda grid, p: grid.find(p, jnp.ones(N, bool)).overflow)
+    small = grid_of(space, 40)
+    large = grid_of(space)
+    assert look(small, crowd)
+    assert not look(large, crowd)
+    # A radius beyond what the cells were made for.
+    assert look(eqx.tree_at(lambda g: g.radius, large, jnp.float32(2.5)), crowd)
+
+
+def test_the_choice_of_backend_follows_the_number_of_entities():
+    space = SPACES["periodic, 2D"]
+    assert isinstance(neighbor_search(space, 1.0, 50), AllPairs)
+    assert isinstance(neighbor_search(space, 1.0, 5000), CellGrid)
+    assert isinstance(neighbor_search(space, float("inf"), 5000), AllPairs)
+    assert isinstance(neighbor_search(space, 1.0, 5000, SearchTable(backend="all_pairs")), AllPairs)
+
+
+def test_cells_are_not_many_more_than_entities():
+    wide = neighbor_search(Open(jnp.zeros(2), jnp.full(2, 1e5)), 1.0, 1000)
+    assert isinstance(wide, CellGrid)
+    assert wide.n_cells <= 4 * 1000
+
+
+@pytest.mark.parametrize("name", ["periodic, 2D", "open, 3D"])
+def test_gradients_are_those_of_all_pairs_and_finite(name):
+    space = SPACES[name]
+    rng = np.random.default_rng(0)
+    position = space.lower[None] + space.size[None] * jnp.asarray(
+        rng.uniform(size=(N, space.n_dimensions)), jnp.float32
+    )
+    values, alive = jnp.asarray(rng.normal(size=(N, 2)), jnp.float32), jnp.arange(N) % 3 > 0
+    grid = grid_of(space)
+
+    def smooth(way, distance, mine, theirs):
+        return jnp.stack([(1.0 - distance**2) ** 2 * theirs[0], jnp.exp(-distance) * mine[1]])
+
+    def energy(search):
+        return jax.jit(jax.grad(lambda p, v: jnp.sum(search.find(p, alive).sum(smooth, v) ** 2), argnums=(0, 1)))
+
+    expected = energy(AllPairs(space, jnp.float32(1.0)))(position, values)
+    found = energy(grid)(position, values)
+    for a, b in zip(found, expected, strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    nearest = jax.grad(lambda p: grid.find(p, alive).nearest(3).distance.sum())(position)
+    assert np.isfinite(nearest).all()
+
+
+def test_a_world_alone_is_the_world_in_a_batch():
+    space = SPACES["periodic, 2D"]
+    grid = grid_of(space)
+
+    def look(position, alive, values, label):
+        found = grid.find(position, alive)
+        return found.sum(pair, values, Among(label, same=True)), found.nearest(4)
+
+    worlds = [population(space, seed, crowded=False) for seed in (1, 2, 3)]
+    worlds = [jax.tree.map(jnp.nan_to_num, world) for world in worlds]
+    batch = jax.jit(jax.vmap(look))(*(jnp.stack(x) for x in zip(*worlds, strict=True)))
+    for i, world in enumerate(worlds):
+        for alone, together in zip(jax.tree.leaves(jax.jit(look)(*world)), jax.tree.leaves(batch), strict=True):
+            np.testing.assert_array_equal(alone, together[i])
