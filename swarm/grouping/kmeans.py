@@ -12,8 +12,24 @@ from swarm.grouping.nearest import nearest_of
 from swarm.grouping.rule import AbstractGrouping, Nodes, Previous, groups_of
 from swarm.space import AbstractSpace
 
-FORMING, LATER = 10, 2
-"""Iterations when the level is formed, and at each later grouping, which goes on from the last."""
+ITERATIONS = 10
+"""When the level is formed; each later grouping goes on from the last with one."""
+
+
+class Clusters(eqx.Module):
+    """Centroids, and whose nearest they are.
+
+    Attributes:
+        centre: place of each group.
+        used: which groups there are.
+        index: group of the nearest centroid of the own team; -1: none.
+        square: squared distance to it; infinite where there is none.
+    """
+
+    centre: Float[Array, "g d"]
+    used: Bool[Array, " g"]
+    index: Int[Array, " n"]
+    square: Float[Array, " n"]
 
 
 class KMeans(AbstractGrouping):
@@ -48,33 +64,32 @@ class KMeans(AbstractGrouping):
     ) -> tuple[Int[Array, " n"], Nodes]:
         """Seed or go on, iterate, assign."""
         g, d = self.k * self.n_teams, nodes.position.shape[1]
-        before = Previous.none(nodes.exists.shape[0], g) if previous is None else previous
+        n = nodes.exists.shape[0]
+        before = Previous.none(n, g) if previous is None else previous
         place = jnp.where(nodes.exists[:, None], nodes.position, 0.0)
         nodes = eqx.tree_at(lambda x: x.position, nodes, place)
         if previous is None:
-            start = jnp.zeros((g, d)), jnp.zeros(g, bool)
-            centre, used = jax.lax.fori_loop(0, self.k, lambda _, state: self._seed(nodes, *state), start)
+            state = Clusters(jnp.zeros((g, d)), jnp.zeros(g, bool), before.index, jnp.full(n, jnp.inf))
+            state = jax.lax.fori_loop(0, self.k, lambda _, state: self._seed(nodes, state), state)
             lasting = jnp.zeros(g, bool)
+            state = jax.lax.fori_loop(0, ITERATIONS, lambda _, state: self._move(nodes, state), state)
         else:
             index = jnp.where(nodes.exists, before.index, -1)
             centre, lasting = self._means(nodes, index, self._some_member(nodes, index))
-            centre, used = self._seed(nodes, centre, lasting)
-        for _ in range((FORMING if previous is None else LATER) - 1):
-            index, _ = self._assign(nodes, centre, used)
-            centre, _ = self._means(nodes, index, centre)
-        index, _ = self._assign(nodes, centre, used)
-        index, groups = groups_of(nodes, index, g)
+            state = self._seed(nodes, self._assign(nodes, centre, lasting))
+        index, groups = groups_of(nodes, state.index, g)
         team = jnp.arange(g, dtype=jnp.int32) // self.k
         identity = before.renew(groups.exists, lasting)
-        return index, eqx.tree_at(lambda x: (x.identity, x.team, x.position), groups, (identity, team, centre))
+        return index, eqx.tree_at(lambda x: (x.identity, x.team, x.position), groups, (identity, team, state.centre))
 
-    def _assign(
-        self, nodes: Nodes, centre: Float[Array, "g d"], used: Bool[Array, " g"]
-    ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-        """Nearest centroid of the own team, and the squared distance to it."""
+    def _move(self, nodes: Nodes, state: Clusters) -> Clusters:
+        centre, _ = self._means(nodes, state.index, state.centre)
+        return self._assign(nodes, centre, state.used)
+
+    def _assign(self, nodes: Nodes, centre: Float[Array, "g d"], used: Bool[Array, " g"]) -> Clusters:
         team = jnp.arange(centre.shape[0], dtype=jnp.int32) // self.k
         index, square = nearest_of(self.space, nodes.position, nodes.team, centre, team, used)
-        return jnp.where(nodes.exists, index, -1), square
+        return Clusters(centre, used, jnp.where(nodes.exists, index, -1), square)
 
     def _some_member(self, nodes: Nodes, index: Int[Array, " n"]) -> Float[Array, "g d"]:
         n, g = index.shape[0], self.k * self.n_teams
@@ -93,24 +108,28 @@ class KMeans(AbstractGrouping):
         mean = jax.ops.segment_sum(way, segment, g + 1)[:g] / jnp.maximum(count, 1.0)[:, None]
         return self.space.confine(around + mean, jnp.zeros_like(mean))[0], count > 0
 
-    def _seed(
-        self, nodes: Nodes, centre: Float[Array, "g d"], used: Bool[Array, " g"]
-    ) -> tuple[Float[Array, "g d"], Bool[Array, " g"]]:
+    def _seed(self, nodes: Nodes, state: Clusters) -> Clusters:
         """Start the lowest unused group of each team at the node that is farthest from the used ones."""
         n, m = nodes.exists.shape[0], self.n_teams
-        _, square = self._assign(nodes, centre, used)
         team = jnp.where(nodes.exists, nodes.team, m)
 
-        def lowest(mask: Bool[Array, " n"], values: Int[Array, " n"]) -> Int[Array, " m"]:
+        def lowest(mask: Bool[Array, " n"], values: Int[Array, " n"]) -> Int[Array, " _"]:
             chosen = jnp.where(mask, values, jnp.iinfo(jnp.int32).max)
             return jax.ops.segment_min(chosen, team, m + 1)
 
-        most = jax.ops.segment_max(jnp.where(nodes.exists, square, 0.0), team, m + 1)
-        farthest = nodes.exists & (square == most[team])
+        most = jax.ops.segment_max(jnp.where(nodes.exists, state.square, 0.0), team, m + 1)
+        farthest = nodes.exists & (state.square == most[team])
         farthest &= nodes.identity == lowest(farthest, nodes.identity)[team]
         node = lowest(farthest, jnp.arange(n, dtype=jnp.int32))[:m]
-        unused = ~used.reshape(m, self.k)
+        unused = ~state.used.reshape(m, self.k)
         seeded = jnp.any(unused, axis=1) & (node < n) & (most[:m] > 0)
         slot = jnp.where(seeded, jnp.arange(m) * self.k + jnp.argmax(unused, axis=1), m * self.k)
-        centre = centre.at[slot].set(nodes.position[jnp.clip(node, 0, n - 1)], mode="drop")
-        return centre, used.at[slot].set(True, mode="drop")
+        place = nodes.position[jnp.clip(node, 0, n - 1)]
+        whose, square = nearest_of(self.space, nodes.position, nodes.team, place, jnp.arange(m), seeded)
+        nearer = nodes.exists & (square < state.square)
+        return Clusters(
+            state.centre.at[slot].set(place, mode="drop"),
+            state.used.at[slot].set(True, mode="drop"),
+            jnp.where(nearer, slot[jnp.maximum(whose, 0)], state.index).astype(jnp.int32),
+            jnp.where(nearer, square, state.square),
+        )

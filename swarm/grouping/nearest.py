@@ -39,7 +39,7 @@ def nearest_of(
     n_places = place.shape[0]
     places = (jnp.arange(n_places, dtype=jnp.int32), jax.lax.stop_gradient(place), place_team, valid)
     start = (jnp.full(n, -1, jnp.int32), jnp.full(n, jnp.inf))
-    return jax.lax.scan(look, start, places, unroll=max(1, min(8, n_places)))[0]
+    return jax.lax.scan(look, start, places, unroll=max(1, min(4, n_places)))[0]
 
 
 class NearestAnchor(AbstractGrouping):
