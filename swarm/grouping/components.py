@@ -17,7 +17,8 @@ class Components(AbstractGrouping):
 
     A component keeps a group slot that any of its members had: that of its lowest such member, unless a component with
     a lower one claims the same slot (the group fell apart). The others take the lowest free slots, in order of their
-    lowest member; so their numbers, unlike their members, depend on who has which slot. Components beyond the slots are no groups, and are counted as overflow.
+    lowest member; so their numbers, unlike their members, depend on who has which slot. Components beyond the slots
+    are no groups, and are counted as overflow.
 
     Attributes:
         search: finds neighbours. Its labels are float32 numbers, so there may be 2^24 nodes.
