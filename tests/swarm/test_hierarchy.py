@@ -1,7 +1,9 @@
 """Groups against numpy loops: reduction, broadcast, membership over levels, the rules, and the generations of slots."""
 
 import functools
+import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,8 @@ def two_levels(low, high):
         exists=(low_groups == 0, high_groups == 0),
         identity=(low_groups, high_groups),
         generation=(low_groups, high_groups),
+        overflow=(jnp.int32(0), jnp.int32(0)),
+        next_uid=jnp.int32(6),
     )
 
 
@@ -112,6 +116,124 @@ def test_two_levels_climb_reduce_and_broadcast_like_loops(low, high, mask):
     # Who is masked out does not count, but still sees its group's value.
     seen = hierarchy.broadcast(total, 2)
     np.testing.assert_array_equal(seen, [float(total[g]) if g >= 0 else 0.0 for g in up])
+
+
+# Any depth
+
+SIZES = (9, 6, 4, 2)
+PAIRS = [(of, level) for level in range(1, 4) for of in range(level)]
+
+
+deep_parents = st.tuples(
+    *[hnp.arrays(np.int32, n, elements=st.integers(-1, above - 1)) for n, above in itertools.pairwise(SIZES)]
+)
+
+
+def deep(parents, seed=0):
+    """A group exists where it has members; identities are distinct."""
+    rng = np.random.default_rng(seed)
+    return Hierarchy(
+        levels=("unit", "squad", "wing", "team"),
+        parent=tuple(jnp.asarray(p) for p in parents),
+        exists=tuple(jnp.asarray(np.isin(np.arange(n), p)) for n, p in zip(SIZES[1:], parents, strict=True)),
+        identity=tuple(jnp.asarray(rng.permutation(n), jnp.int32) for n in SIZES[1:]),
+        generation=tuple(jnp.zeros(n, jnp.int32) for n in SIZES[1:]),
+        overflow=tuple(jnp.int32(0) for _ in SIZES[1:]),
+        next_uid=jnp.int32(SIZES[0]),
+    )
+
+
+def climbed(hierarchy, of, level):
+    index = list(range(SIZES[of]))
+    for parent in hierarchy.parent[of:level]:
+        index = [int(parent[i]) if i >= 0 else -1 for i in index]
+    return np.asarray(index)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def ask_all(hierarchy, values, operation):
+    return {
+        (of, level): (
+            reduced := hierarchy.reduce(values[of], level, operation, of=of),
+            hierarchy.broadcast(reduced, level, to=of),
+        )
+        for of, level in PAIRS
+    }
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@given(deep_parents, st.integers(0, 99))
+@settings(fixed, max_examples=15)
+def test_any_level_reduces_any_level_below_it_and_gives_back(operation, parents, seed):
+    hierarchy = deep(parents)
+    rng = np.random.default_rng(seed)
+    values = [rng.integers(-9, 10, n).astype(np.float32) for n in SIZES]
+    values = [v > 0 for v in values] if operation == "any" else values
+    found = ask_all(hierarchy, [jnp.asarray(v) for v in values], operation)
+    for (of, level), (reduced, given_back) in found.items():
+        index = climbed(hierarchy, of, level)
+        assert hierarchy.ancestor(level, of).tolist() == index.tolist()
+        expected = loop(values[of], index, SIZES[level], operation)
+        np.testing.assert_allclose(reduced, expected, rtol=1e-6 if operation == "mean" else 0)
+        np.testing.assert_array_equal(given_back, [reduced[i] if i >= 0 else 0 for i in index])
+
+
+def everything(hierarchy):
+    return [x.tolist() for x in jax.tree.leaves(hierarchy)]
+
+
+split_jit = jax.jit(Hierarchy.split, static_argnums=1)
+merge_jit = jax.jit(Hierarchy.merge, static_argnums=1)
+
+
+@given(deep_parents, st.data())
+@fixed
+def test_a_split_moves_those_who_leave_into_a_free_slot(parents, data):
+    old = deep(parents, data.draw(st.integers(0, 99)))
+    level = data.draw(st.sampled_from([1, 2, 3]))
+    leaving = data.draw(hnp.arrays(bool, SIZES[level - 1]))
+    group = data.draw(st.integers(-1, SIZES[level] - 1))
+    new = split_jit(old, level, group, jnp.asarray(leaving))
+    below = level - 1
+    parent = old.parent[below].tolist()
+    goes = [p == group and group >= 0 and bool(leaves) for p, leaves in zip(parent, leaving, strict=True)]
+    stays = [p == group and group >= 0 and not leaves for p, leaves in zip(parent, leaving, strict=True)]
+    free = [slot for slot in range(SIZES[level]) if not old.exists[below][slot]]
+    if not (any(goes) and any(stays) and free):
+        counted = eqx.tree_at(lambda h: h.overflow[below], new, old.overflow[below])
+        assert everything(counted) == everything(old)
+        assert int(new.overflow[below]) == (any(goes) and any(stays) and not free)
+        return
+    slot = free[0]
+    assert new.parent[below].tolist() == [slot if g else p for g, p in zip(goes, parent, strict=True)]
+    assert bool(new.exists[below][slot])
+    assert int(new.identity[below][slot]) not in old.identity[below].tolist()
+    changed = np.flatnonzero(np.asarray(new.generation[below]) != np.asarray(old.generation[below]))
+    assert changed.tolist() == [slot]
+    assert np.flatnonzero(np.asarray(new.identity[below]) != np.asarray(old.identity[below])).tolist() == [slot]
+    for above in range(level, 3):
+        expected = old.parent[above].tolist()
+        if above == level:
+            expected[slot] = expected[group]
+        assert new.parent[above].tolist() == expected
+
+
+@given(deep_parents, st.data())
+@fixed
+def test_a_merger_brings_all_members_together_and_frees_a_slot(parents, data):
+    old = deep(parents, data.draw(st.integers(0, 99)))
+    level = data.draw(st.sampled_from([1, 2, 3]))
+    a, b = (data.draw(st.integers(-1, SIZES[level])) for _ in range(2))
+    new = merge_jit(old, level, a, b)
+    exists, parent = old.exists[level - 1].tolist(), old.parent[level - 1].tolist()
+    if a == b or not all(0 <= x < len(exists) and exists[x] for x in (a, b)):
+        assert everything(new) == everything(old)
+        return
+    assert new.parent[level - 1].tolist() == [a if p == b else p for p in parent]
+    assert new.exists[level - 1].tolist() == [alive and slot != b for slot, alive in enumerate(exists)]
+    if level < 3:
+        assert new.parent[level].tolist() == [-1 if s == b else p for s, p in enumerate(old.parent[level].tolist())]
+    assert [x.tolist() for x in new.generation] == [x.tolist() for x in old.generation]
 
 
 # Rules
@@ -222,6 +344,16 @@ def test_a_group_around_an_anchor_is_the_anchor():
         ("quadrants", "did you mean 'quadrant'?"),
         ("global:3", "did you mean 'global'?"),
         ("", "valid: "),
+        ("fixed", "like 'fixed:8'"),
+        ("fixed:0", "like 'fixed:8'"),
+        ("fixed:8,", "like 'fixed:8,100'"),
+        ("fixed:8,x", "like 'fixed:8,100'"),
+        ("kmeans:1.5", "like 'kmeans:4'"),
+        ("components", "like 'components:2.5'"),
+        ("components:-1", "like 'components:2.5'"),
+        ("components:inf", "like 'components:2.5'"),
+        ("components:2,0", "like 'components:2.5,100'"),
+        ("component:2", "did you mean 'components:RADIUS'?"),
     ],
 )
 def test_a_rule_that_is_none_is_refused_with_its_remedy(text, remedy):
