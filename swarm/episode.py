@@ -107,7 +107,7 @@ def play(
                 simulator, grown = larger, (*grown, *(f"{line} at step {cause.step}" for line in lines))
                 continue
         yield chunk._replace(faults=faults, grown=grown)
-        running = running & ~chunk.last(np.asarray(chunk.timesteps.ended))
+        running = running & ~chunk.last(_ended(chunk.timesteps))
         worlds, observations = carry
         done, seen, grown = done + n, seen | bits, ()
 
@@ -158,11 +158,15 @@ def _host(tree: Any) -> Any:
     return jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), tree)
 
 
+def _ended(timesteps: TimeStep) -> np.ndarray:
+    return np.asarray(timesteps.world_terminated) | np.asarray(timesteps.world_truncated)
+
+
 def _cut(
     simulator: Simulator, scenario: Scenario | None, first: World, history: Any, running: np.ndarray, n_left: int
 ) -> Chunk:
     """Keep the steps until the last world's episode is over, or no steps are left."""
-    ended = np.asarray(history[1].ended)
+    ended = _ended(history[1])
     n = min(len(ended), n_left)
     to_end = np.where(ended[:n].any(axis=0), np.argmax(ended[:n], axis=0) + 1, n)
     length = np.where(running, to_end, 0)

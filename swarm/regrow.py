@@ -28,13 +28,22 @@ def enlarge(scenario: Scenario, status: Status, crowd: Mapping[str, int]) -> tup
     wanted = [pattern for bit, patterns in scenario.rules_class.room.items() if status & bit for pattern in patterns]
     keys = [key for key in values if any(_matches(key, pattern) for pattern in wanted)]
     keys = [key for key in keys if type(values[key]) is int and values[key] > 0]
-    kinds = {key: next((part for part in key.split(".") if part in crowd), None) for key in keys}
-    roomy = {key for key, kind in kinds.items() if kind is not None and crowd[kind] < values[key]}
-    keys = [key for key in keys if key not in roomy] or keys
+    keys = _culprits(keys, values, crowd)
     for key in keys:
         set_dotted(table, key, 2 * values[key])
     config = validate(type(scenario.config), table, scenario.source)
     return scenario._replace(config=config), [f"{key} {values[key]} -> {2 * values[key]}" for key in keys]
+
+
+def _culprits(keys: list[str], values: Mapping[str, Any], crowd: Mapping[str, int]) -> list[str]:
+    """Leave out kinds that have room, and those that are full only because they were so from the start."""
+
+    def count(key: str) -> float:
+        return next((float(crowd[part]) for part in key.split(".") if part in crowd), np.inf)
+
+    full = [key for key in keys if count(key) >= values[key]]
+    grown = [key for key in full if count(key) > values.get(f"{key.rpartition('.')[0]}.initial", -1)]
+    return grown or full or keys
 
 
 def _values(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
