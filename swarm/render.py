@@ -59,7 +59,7 @@ class Renderer:
     def write(self, chunk: Chunk) -> None:
         """Draw the steps of a chunk, or keep those that may be drawn."""
         for t in range(int(chunk.length[0])):
-            self._target.add(chunk.simulator.rules, chunk, t)
+            self._target.add(chunk, t)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Complete the file; a video that was interrupted ends where it was."""
@@ -76,10 +76,10 @@ class _Video:
         self._n_seen, self._writer = 0, None
         self._figure, self._canvas = _figure(5.2, 5.6)
 
-    def add(self, rules: AbstractRules, chunk: Chunk, t: int) -> None:
+    def add(self, chunk: Chunk, t: int) -> None:
         if self._n_seen % self._stride == 0:
             self._figure.clear()
-            rules.draw(self._figure.add_subplot(), chunk.world(t))
+            chunk.simulator.rules.draw(self._figure.add_subplot(), chunk.world(t))
             self._canvas.draw()
             self._append(np.asarray(self._canvas.buffer_rgba())[..., :3].copy())
         self._n_seen += 1
@@ -108,18 +108,18 @@ class _Picture:
         self._kept: dict[int, tuple[AbstractRules, World]] = {}
         self._stride, self._n_seen = 1, 0
 
-    def add(self, rules: AbstractRules, chunk: Chunk, t: int) -> None:
+    def add(self, chunk: Chunk, t: int) -> None:
         if (self._n_seen - 1) % self._stride:
             self._kept.pop(self._n_seen - 1, None)
         # A copy, since a view would keep the whole chunk in memory.
-        self._kept[self._n_seen] = rules, jax.tree.map(lambda x: x.copy(), chunk.world(t))
+        self._kept[self._n_seen] = chunk.simulator.rules, jax.tree.map(lambda x: x.copy(), chunk.world(t))
         self._n_seen += 1
         if len(self._kept) > 4 * _MOMENTS:
             self._stride *= 2
             self._kept = {n: kept for n, kept in self._kept.items() if n % self._stride == 0}
 
     def save(self, path: Path) -> None:
-        figure, _ = _figure(12, 8.4)
+        figure, _ = _figure(12.0, 8.4)
         wanted = np.linspace(0, self._n_seen - 1, _MOMENTS) if self._kept else ()
         for axes, moment in zip(figure.subplots(2, 3).ravel(), wanted, strict=False):
             rules, world = self._kept[min(self._kept, key=lambda n: abs(n - moment))]

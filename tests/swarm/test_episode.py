@@ -18,7 +18,6 @@ ROOMY = {"world.room": 64, "population.worker.capacity": 64}
 N_STEPS = 16
 
 
-
 @pytest.fixture(scope="module")
 def path(request):
     return str(request.path.parent / "colony.toml")
@@ -94,9 +93,10 @@ def test_an_episode_stops_at_its_end_and_the_first_world_is_the_one_played_alone
 
 
 def test_growth_in_the_middle_equals_the_larger_capacity_from_the_start(path, roomy):
-    scenario = load(path, {"world.room": 4})
+    scenario = load(path, {"population.worker.capacity": 8})
     chunks = episode(scenario.simulator(), scenario=scenario, chunk_steps=4, n_worlds=2)
     grown = [(int(c.first.step[0]), line) for c in chunks for line in c.grown]
+    assert any(step == 0 for step, _ in grown)
     for key in ("world.room", "population.worker.capacity"):
         assert any(line.startswith(key) for step, line in grown if step >= 4)
     assert not any("queen" in line for _, line in grown)
