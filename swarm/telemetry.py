@@ -136,8 +136,9 @@ class Recorder:
             unfinished.unlink(missing_ok=True)
             if not self._n_parts:
                 self.parts.rmdir()
+        reason = os.strerror(error.errno) if error.errno else str(error)
         kept = f"{self._n_parts} chunks of steps are kept in {self.parts}" if self._n_parts else "nothing was recorded"
-        raise RecordingError(self.path, f"cannot be written: {error.strerror or error}; {kept}") from None
+        raise RecordingError(self.path, f"cannot be written: {reason}; {kept}") from None
 
 
 class RecordingError(SwarmError):
