@@ -1,22 +1,22 @@
-"""Pictures and videos of episodes."""
+"""Pictures and videos of episodes, drawn while they are played."""
 
+import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Key
 
+from swarm.episode import Chunk
 from swarm.errors import SwarmError
-from swarm.scenario import AbstractPolicy, World
-from swarm.simulator import Simulator
+from swarm.scenario import AbstractRules, World
 
 FORMATS = (".gif", ".mp4", ".png")
 _FRAMES_PER_SECOND = 15
 _MAX_FRAMES = 256
+_MOMENTS = 6
 
 
 def check_format(path: Path) -> None:
@@ -31,76 +31,105 @@ def check_format(path: Path) -> None:
         raise SwarmError(f"--render {path}: the folder {path.absolute().parent} does not exist")
 
 
-@eqx.filter_jit
-def _history(simulator: Simulator, policy: AbstractPolicy, key: Key[Array, ""], n_steps: int) -> tuple[World, Any]:
-    reset_key, act_key = jax.random.split(key)
-    world, timestep = simulator.reset(reset_key)
-    _, _, (worlds, timesteps) = simulator.rollout(policy, world, timestep, act_key, n_steps)
-    return worlds, (timesteps.ended, jax.vmap(simulator.metrics)(worlds))
+def render(chunks: Iterable[Chunk], path: Path, n_steps: int) -> None:
+    """Play what is left of an episode and render its first world; arguments as for `Renderer`."""
+    with Renderer(path, n_steps) as renderer:
+        for chunk in chunks:
+            renderer.write(chunk)
 
 
-def play(
-    simulator: Simulator, policy: AbstractPolicy, key: Key[Array, ""], n_steps: int
-) -> tuple[World, dict[str, np.ndarray]]:
-    """Play one episode and return its worlds and metrics, stacked along time, up to its end (host arrays)."""
-    worlds, (ended, metrics) = _history(simulator, policy, key, n_steps)
-    ended = np.asarray(ended)
-    length = int(np.argmax(ended)) + 1 if ended.any() else n_steps
+class Renderer:
+    """Draws the first world of an episode, chunk by chunk, as a context: a video, or six moments side by side."""
 
-    def cut(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x)[:length], tree)
+    def __init__(self, path: Path, n_steps: int) -> None:
+        """Prepare a file.
 
-    return cut(worlds), cut(metrics)
+        Args:
+            path: .gif and .mp4 hold 256 frames at most, .png six moments.
+            n_steps: steps of the episode, or more.
+        """
+        check_format(path)
+        self._path, self._stack = path, contextlib.ExitStack()
+        stride = -(-n_steps // _MAX_FRAMES)
+        self._target = _Picture() if path.suffix == ".png" else _Video(path, stride, self._stack)
 
+    def __enter__(self) -> "Renderer":
+        return self
 
-def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    def write(self, chunk: Chunk) -> None:
+        """Draw the steps of a chunk, or keep those that may be drawn."""
+        for t in range(int(chunk.length[0])):
+            self._target.add(chunk, t)
 
-
-def render(simulator: Simulator, worlds: World, path: Path) -> None:
-    """Render stacked worlds: a video (.gif, .mp4), or six moments side by side (.png)."""
-    length = len(worlds.step)
-    if path.suffix == ".png":
-        _picture(simulator, worlds, np.linspace(0, length - 1, 6).astype(int), path)
-        return
-    stride = -(-length // _MAX_FRAMES)
-    frames = _frames(simulator, worlds, range(0, length, stride))
-    import imageio.v2 as imageio
-
-    if path.suffix == ".mp4":
-        writer = imageio.get_writer(path, fps=_FRAMES_PER_SECOND, macro_block_size=8)
-    else:
-        writer = imageio.get_writer(path, duration=1000 / _FRAMES_PER_SECOND, loop=0)
-    with writer, warnings.catch_warnings():
-        # The writer starts ffmpeg; jax warns of any fork, though this one executes another program at once.
-        warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
-        for frame in frames:
-            writer.append_data(frame)
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Complete the file; a video that was interrupted ends where it was."""
+        self._stack.close()
+        if isinstance(self._target, _Picture) and error is None:
+            self._target.save(self._path)
 
 
-def _at(worlds: World, t: int) -> World:
-    return jax.tree.map(lambda x: x[t], worlds)
+class _Video:
+    """Each `stride`-th step becomes a frame."""
+
+    def __init__(self, path: Path, stride: int, stack: contextlib.ExitStack) -> None:
+        self._path, self._stride, self._stack = path, stride, stack
+        self._n_seen, self._writer = 0, None
+        self._figure, self._canvas = _figure(5.2, 5.6)
+
+    def add(self, chunk: Chunk, t: int) -> None:
+        if self._n_seen % self._stride == 0:
+            self._figure.clear()
+            chunk.simulator.rules.draw(self._figure.add_subplot(), chunk.world(t))
+            self._canvas.draw()
+            self._append(np.asarray(self._canvas.buffer_rgba())[..., :3].copy())
+        self._n_seen += 1
+
+    def _append(self, frame: np.ndarray) -> None:
+        import imageio.v2 as imageio
+
+        if self._writer is None:
+            settings: dict[str, Any] = {"duration": 1000 / _FRAMES_PER_SECOND, "loop": 0}
+            if self._path.suffix == ".mp4":
+                settings = {"fps": _FRAMES_PER_SECOND, "macro_block_size": 8}
+            self._writer: Any = self._stack.enter_context(imageio.get_writer(self._path, **settings))
+        with warnings.catch_warnings():
+            # The writer starts ffmpeg; jax warns of any fork, though this one executes another program at once.
+            warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
+            self._writer.append_data(frame)
 
 
-def _frames(simulator: Simulator, worlds: World, times: Any) -> Iterator[np.ndarray]:
+class _Picture:
+    """Moments evenly spread over an episode whose length shows only at its end.
+
+    Keeps worlds at an even stride, which doubles when they become many, and the last one.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[AbstractRules, World]] = {}
+        self._stride, self._n_seen = 1, 0
+
+    def add(self, chunk: Chunk, t: int) -> None:
+        if (self._n_seen - 1) % self._stride:
+            self._kept.pop(self._n_seen - 1, None)
+        # A copy, since a view would keep the whole chunk in memory.
+        self._kept[self._n_seen] = chunk.simulator.rules, jax.tree.map(lambda x: x.copy(), chunk.world(t))
+        self._n_seen += 1
+        if len(self._kept) > 4 * _MOMENTS:
+            self._stride *= 2
+            self._kept = {n: kept for n, kept in self._kept.items() if n % self._stride == 0}
+
+    def save(self, path: Path) -> None:
+        figure, _ = _figure(12.0, 8.4)
+        wanted = np.linspace(0, self._n_seen - 1, _MOMENTS) if self._kept else ()
+        for axes, moment in zip(figure.subplots(2, 3).ravel(), wanted, strict=False):
+            rules, world = self._kept[min(self._kept, key=lambda n: abs(n - moment))]
+            rules.draw(axes, world)
+        figure.savefig(path)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 5.6), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    for t in times:
-        figure.clear()
-        simulator.rules.draw(figure.add_subplot(), _at(worlds, t))
-        canvas.draw()
-        yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _picture(simulator: Simulator, worlds: World, times: Any, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 8.4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, t in zip(figure.subplots(2, 3).ravel(), times, strict=True):
-        simulator.rules.draw(axes, _at(worlds, t))
-    figure.savefig(path)
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    return figure, FigureCanvasAgg(figure)

@@ -1,6 +1,7 @@
 """The extension point for rules: what a scenario is made of, and the types it exchanges with the simulator."""
 
 import abc
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from swarm.config import ScenarioConfig
 from swarm.entities import Entities, Spawn
 from swarm.hierarchy import Hierarchy
+from swarm.status import Status
 
 Action = Int[Array, " n"] | Float[Array, "n a"]
 """One per slot: the index of a discrete action, or `a` commands in [-1, 1], a being `AbstractRules.n_controls`."""
@@ -143,6 +145,10 @@ class AbstractRules(eqx.Module):
             rules take continuous commands (`n_controls`), names of the commands.
         success: the metric in [0, 1] that says whether an episode went well.
         headline: the metric that says how well, compared between policies.
+        stores: names of the goods, in the order of `Entities.stores`; s0, s1, ... where left out.
+        room: config keys, `*` for any name, that give more room when doubled, for each overflow bit that the rules can
+            raise; `swarm.regrow` doubles those that hold a whole number. A key that names a kind is doubled only when
+            that kind is full.
     """
 
     Config: ClassVar[type[ScenarioConfig]]
@@ -150,6 +156,8 @@ class AbstractRules(eqx.Module):
     actions: ClassVar[dict[str, tuple[str, ...]]]
     success: ClassVar[str]
     headline: ClassVar[str]
+    stores: ClassVar[tuple[str, ...]] = ()
+    room: ClassVar[Mapping[Status, tuple[str, ...]]] = {Status.ENTITIES_FULL: ("population.*.capacity",)}
 
     @property
     @abc.abstractmethod

@@ -1,10 +1,13 @@
 """`python -m swarm.simulate`: play one episode, and look at it."""
 
 import argparse
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from swarm.commands import OVERRIDES_HELP, Formatter, import_training, is_run, positive, run
 from swarm.errors import ConfigError, nearest
@@ -12,6 +15,7 @@ from swarm.errors import ConfigError, nearest
 EXAMPLES = """examples:
   python -m swarm.simulate outpost --render outpost.mp4
   python -m swarm.simulate flocking --policy random population.bird.initial=200
+  python -m swarm.simulate flocking --record flight.parquet --worlds 4
   python -m swarm.simulate outpost --policy runs/outpost-mppo-0-20250101-120000 --render trained.gif"""
 
 
@@ -27,8 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     parser.add_argument("--policy", default="scripted", help="scripted, random, or a run folder")
     parser.add_argument("--render", metavar="FILE", help="draw the episode: .gif, .mp4, or .png (six moments)")
+    parser.add_argument("--record", metavar="FILE", help="write who was where at each step: .parquet")
     parser.add_argument("--seed", type=int, default=0, help="of the map and the actions")
     parser.add_argument("--steps", type=positive, help="stop earlier than the scenario's own end")
+    parser.add_argument("--worlds", type=positive, default=1, help="play and record so many at once; draw the first")
+    parser.add_argument(
+        "--regrow",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="double a capacity that is reached, and go on as if it had been so from the start",
+    )
     return run(_simulate, parser, argv)
 
 
@@ -40,27 +52,78 @@ def _simulate(arguments: argparse.Namespace) -> int:
         from swarm.render import check_format
 
         check_format(target)
-    simulator = load(arguments.scenario, parse_overrides(arguments.overrides)).simulator()
+    scenario = load(arguments.scenario, parse_overrides(arguments.overrides))
+    simulator = scenario.simulator()
     policy = _policy(arguments.policy, simulator)
 
     import jax
 
-    from swarm.render import play, render
-    from swarm.status import explain
+    from swarm.episode import play
+    from swarm.render import Renderer
+    from swarm.telemetry import Recorder
 
     n_steps = min(arguments.steps or int(simulator.max_steps), int(simulator.max_steps))
-    start = time.perf_counter()
-    worlds, metrics = play(simulator, policy, jax.random.key(arguments.seed), n_steps)
-    n_alive = int(worlds.entities.alive.sum())
-    print(f"{len(worlds.step)} steps, {n_alive:,} agent-steps in {time.perf_counter() - start:.1f} s with compilation")
-    for name, values in metrics.items():
-        print(f"  {name:20} {float(values[-1]):.4g}")
-    for line in explain(int(worlds.status[-1])):
-        print(f"warning: {line}")
-    if target:
-        render(simulator, worlds, target)
-        print(f"rendered: {target}")
+    tally = Tally(arguments.worlds)
+    with contextlib.ExitStack() as stack:
+        consumers: list[Any] = [tally]
+        if arguments.record:
+            about = {"seed": arguments.seed, "policy": arguments.policy}
+            consumers.append(stack.enter_context(Recorder(Path(arguments.record), scenario, about)))
+        if target:
+            consumers.append(stack.enter_context(Renderer(target, n_steps)))
+        for chunk in play(
+            simulator,
+            policy,
+            jax.random.key(arguments.seed),
+            n_steps,
+            n_worlds=arguments.worlds,
+            scenario=scenario if arguments.regrow else None,
+        ):
+            for consumer in consumers:
+                consumer.write(chunk)
+    tally.print()
+    for word, path in (("recorded", arguments.record), ("rendered", target)):
+        if path:
+            print(f"{word}: {path}")
     return 0
+
+
+class Tally:
+    """Counts an episode, says at once what grew, and prints the rest at the end."""
+
+    def __init__(self, n_worlds: int) -> None:
+        self._start = time.perf_counter()
+        self._n_worlds, self._n_agent_steps, self._status = n_worlds, 0, 0
+        self._length = np.zeros(n_worlds, int)
+        self._metrics: dict[str, Any] = {}
+        self._faults: list[Any] = []
+
+    def write(self, chunk: Any) -> None:
+        """Count the steps of a chunk."""
+        for line in chunk.grown:
+            print(f"grown: {line}", flush=True)
+        played = chunk.length > 0
+        happened = np.arange(chunk.length.max())[:, None] < chunk.length[None]
+        self._n_agent_steps += int((chunk.worlds.entities.alive & happened[..., None]).sum())
+        self._length += chunk.length
+        for name, values in chunk.metrics.items():
+            before = self._metrics.get(name, np.zeros(self._n_worlds))
+            self._metrics[name] = np.where(played, chunk.last(values), before)
+        self._status |= int(np.bitwise_or.reduce(chunk.last(chunk.worlds.status)[played]))
+        self._faults += chunk.faults
+
+    def print(self) -> None:
+        """Print steps, metrics (means over the worlds) and warnings."""
+        from swarm.status import explain
+
+        seconds = time.perf_counter() - self._start
+        of_worlds = f" of {self._n_worlds} worlds, means" if self._n_worlds > 1 else ""
+        steps = f"{int(self._length.max())} steps{of_worlds}, {self._n_agent_steps:,} agent-steps"
+        print(f"{steps} in {seconds:.1f} s with compilation")
+        for name, values in self._metrics.items():
+            print(f"  {name:20} {float(values.mean()):.4g}")
+        for line in explain(self._status, self._faults):
+            print(f"warning: {line}")
 
 
 def _policy(name: str, simulator: Any) -> Any:

@@ -20,6 +20,9 @@ class Simulator(eqx.Module):
     The order within a step: the rules' `act` (commands, movement, collisions, harvest and the like), deaths, births,
     regrouping, then observation, reward and end flags. A slot freed by a death can serve a birth of the same step.
 
+    Rules never see a bad action: a command that is NaN or infinite becomes 0, an index beyond the actions the nearest
+    one. That of a living entity raises BAD_ACTION.
+
     Attributes:
         rules: the scenario.
         groupings: the rule of each level of the hierarchy above the entities.
@@ -47,6 +50,7 @@ class Simulator(eqx.Module):
         """Advance a world by one step. Stepping on after the end is allowed; the flags then stay set."""
         before = world.entities.alive
         key = jax.random.fold_in(world.key, world.step)
+        action, bad = usable(action, self.rules.n_actions)
         entities, fields, outcome = self.rules.act(world, action, key)
         dying = before & outcome.dying
         entities = entities.remove(dying)
@@ -54,9 +58,14 @@ class Simulator(eqx.Module):
         if outcome.births is not None:
             entities, n_overflow = spawn(entities, outcome.births)
             n_refused = n_refused + n_overflow
-        status = (
-            world.status | outcome.status | jnp.where(n_refused > 0, Status.ENTITIES_FULL, 0) | _non_finite(entities)
-        )
+        raised = {
+            Status.ENTITIES_FULL: n_refused > 0,
+            Status.NON_FINITE: jnp.any(entities.alive & ~finite(entities)),
+            Status.BAD_ACTION: jnp.any(before & bad),
+        }
+        status = world.status | outcome.status
+        for bit, happened in raised.items():
+            status = status | jnp.where(happened, bit, 0)
         hierarchy = regroup(world.hierarchy, self.groupings, entities)
         world = World(entities, hierarchy, fields, world.key, world.step + 1, status, world.n_overflow + n_refused)
         world_terminated = self.rules.ended(world)
@@ -100,9 +109,20 @@ class Simulator(eqx.Module):
         return self.rules.metrics(world) | counts | {k: v.astype(jnp.float32) for k, v in general.items()}
 
 
-def _non_finite(entities: Entities) -> Int[Array, ""]:
-    finite = jnp.all(jnp.isfinite(entities.position), axis=1) & jnp.all(jnp.isfinite(entities.stores), axis=1)
-    return jnp.where(jnp.any(entities.alive & ~finite), Status.NON_FINITE, 0)
+def usable(action: Action, n_actions: int) -> tuple[Action, Bool[Array, " n"]]:
+    """Replace what no rules could carry out, and mark whose action that was."""
+    if jnp.issubdtype(action.dtype, jnp.floating):
+        good = jnp.isfinite(action)
+        return jnp.where(good, action, 0.0), ~jnp.all(good, axis=1)
+    nearest = jnp.clip(action, 0, n_actions - 1)
+    return nearest, nearest != action
+
+
+def finite(entities: Entities) -> Bool[Array, " n"]:
+    """Whose position, heading, velocity and stores are all finite."""
+    vectors = (entities.position, entities.velocity, entities.stores)
+    checks = [jnp.all(jnp.isfinite(vector), axis=1) for vector in vectors]
+    return checks[0] & checks[1] & checks[2] & jnp.isfinite(entities.heading)
 
 
 def for_each_marked(function: Any, marked: Bool[Array, " b"], carry: PyTree) -> PyTree:

@@ -83,10 +83,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _finish(folder: "RunFolder", learner: Any, learned: Any, seed: int, n_episodes: int) -> None:
     """Evaluate, draw the curve, render a video, and say where they are."""
-    import jax
-
+    from swarm.episode import play
     from swarm.evaluate import compare, print_comparison
-    from swarm.render import play, render
+    from swarm.render import render
     from training.evaluation import episode_keys
     from training.policy import NetworkPolicy
     from training.report import plot_curve
@@ -99,9 +98,9 @@ def _finish(folder: "RunFolder", learner: Any, learned: Any, seed: int, n_episod
     curve, video = folder.path / "curve.png", folder.path / "video.mp4"
     rules = simulator.rules
     plot_curve(folder.metrics(), ("return", rules.headline, rules.success), curve)
-    worlds, _ = play(simulator, policy, episode_keys(seed, 1)[0], int(simulator.max_steps))
+    n_steps = int(simulator.max_steps)
     try:
-        render(simulator, jax.device_get(worlds), video)
+        render(play(simulator, policy, episode_keys(seed, 1)[0], n_steps), video, n_steps)
     except OSError as error:
         raise SwarmError(f"{video}: could not be written: {error}; the run itself is complete") from None
     print(f"run:   {folder.path}\ncurve: {curve}\nvideo: {video}")
