@@ -223,8 +223,13 @@ def test_differential_needs_a_substep():
         differential(follow, n_substeps=0)
 
 
+def values(name, motion, command):
+    """What is differentiated: the parameters, too, except with a vector field, which is no array."""
+    return (motion, command) if name == "differential" else (motion, command, ALL[name])
+
+
 def loss(values, dynamics, alive):
-    motion, command, dynamics = (*values, dynamics) if len(values) == 2 else values
+    motion, command, dynamics = (*values, dynamics)[:3]
     after = dynamics.step(motion, command, KIND, jnp.float32(0.3))
     shown = [jnp.where(alive[:, None], x, 0.0) for x in (after.position, after.velocity, after.heading[:, None])]
     return sum(jnp.sum(jnp.square(x)) for x in shown)
@@ -242,10 +247,7 @@ def test_gradients_are_finite_at_rest_and_at_the_limits(name):
     def check(velocity, command):
         # Multiples of 1/2 and 1 hit the limits exactly, and 0.
         motion = state(np.zeros((N, 2), np.float32), velocity, np.zeros(N, np.float32))
-        values = (motion, jnp.asarray(command))
-        if name != "differential":
-            values = (*values, ALL[name])
-        for leaf in jax.tree.leaves(slope(values, ALL[name], ALIVE)):
+        for leaf in jax.tree.leaves(slope(values(name, motion, jnp.asarray(command)), ALL[name], ALIVE)):
             assert np.isfinite(leaf).all()
 
     check()
@@ -257,9 +259,9 @@ def test_gradients_are_those_of_finite_differences(name):
     motion = state(*(rng.normal(size=s).astype(np.float32) for s in ((N, 2), (N, 2), (N,))))
     command = jnp.asarray(3 * rng.normal(size=(N, 2)), jnp.float32)
     way = jnp.asarray(rng.normal(size=(N, 2)), jnp.float32)
-    exact = jnp.sum(slope((motion, command), ALL[name], ALIVE)[1] * way)
+    exact = jnp.sum(slope(values(name, motion, command), ALL[name], ALIVE)[1] * way)
     step = 1e-2
-    ends = [value((motion, command + sign * step * way), ALL[name], ALIVE) for sign in (1, -1)]
+    ends = [value(values(name, motion, command + sign * step * way), ALL[name], ALIVE) for sign in (1, -1)]
     np.testing.assert_allclose(exact, (ends[0] - ends[1]) / (2 * step), rtol=2e-2, atol=5e-3)
 
 
@@ -271,11 +273,19 @@ def test_the_dead_may_hold_anything(name):
     alive = jnp.asarray([True, False, True, True])
     garbled, bad = jax.tree.map(lambda x: x.at[1].set(jnp.nan), (motion, command))
     for clean, dirty in zip(
-        jax.tree.leaves((go(ALL[name], motion, command, 0.3), slope((motion, command), ALL[name], alive))),
-        jax.tree.leaves((go(ALL[name], garbled, bad, 0.3), slope((garbled, bad), ALL[name], alive))),
+        jax.tree.leaves(go(ALL[name], motion, command, 0.3)),
+        jax.tree.leaves(go(ALL[name], garbled, bad, 0.3)),
         strict=True,
     ):
         np.testing.assert_array_equal(np.asarray(clean)[alive], np.asarray(dirty)[alive])
+    # Read from a population, they leave no trace in the gradients of shared parameters either.
+    entities = eqx.tree_at(lambda e: e.alive, Entities.empty(N, 2, 0), alive)
+    clean, dirty = (
+        slope(values(name, Motion.of(m.into(entities)), command), ALL[name], alive) for m in (motion, garbled)
+    )
+    for one, other in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert np.isfinite(one).all()
 
 
 @pytest.mark.parametrize("name", LIMITED)
@@ -297,7 +307,7 @@ def test_alone_and_in_a_batch_the_bits_are_the_same(name):
 
 
 def test_motion_goes_into_the_population_and_back():
-    entities = Entities.empty(N, 2, 0)
+    entities = eqx.tree_at(lambda e: e.alive, Entities.empty(N, 2, 0), ALIVE)
     motion = state(*(np.full(s, i + 1.0, np.float32) for i, s in enumerate(((N, 2), (N, 2), (N,)))))
     again = Motion.of(motion.into(entities))
     assert eqx.tree_equal(motion, again)
