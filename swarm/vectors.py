@@ -7,7 +7,7 @@ the zero vector are finite.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from swarm.space import length
+from swarm.space import length, rounded
 
 
 def norm(vector: Float[Array, "*v d"]) -> Float[Array, "*v"]:
@@ -17,9 +17,9 @@ def norm(vector: Float[Array, "*v d"]) -> Float[Array, "*v"]:
 
 def dot(a: Float[Array, "*v d"], b: Float[Array, "*v d"]) -> Float[Array, "*v"]:
     """Inner product."""
-    total = a[..., 0] * b[..., 0]
+    total = rounded(a[..., 0] * b[..., 0])
     for axis in range(1, a.shape[-1]):
-        total = total + a[..., axis] * b[..., axis]
+        total = total + rounded(a[..., axis] * b[..., axis])
     return total
 
 
@@ -27,4 +27,5 @@ def clipped(vector: Float[Array, "*v d"], limit: Float[Array, "*v"]) -> Float[Ar
     """Shorten a vector to a length, which may be infinite; the direction stays."""
     size = norm(vector)
     over = size > limit
-    return vector * jnp.where(over, jnp.where(over, limit, 1.0) / jnp.where(over, size, 1.0), 1.0)[..., None]
+    share = jnp.where(over, jnp.where(over, limit, 1.0) / jnp.where(over, size, 1.0), 1.0)
+    return rounded(vector * share[..., None])

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, Int
 
 from swarm.dynamics.motion import AbstractDynamics, Motion
 from swarm.entities import Entities
+from swarm.space import rounded
 from swarm.vectors import clipped, dot, norm
 
 
@@ -76,11 +77,12 @@ class DoubleIntegrator(AbstractDynamics):
         push = clipped(command, self.acceleration[kind])
         start = clipped(motion.velocity, speed)
         # The square of the speed is convex in time: beyond the limit at the end, or never.
-        capped = (norm(start + push * dt) > speed) & (dot(push, push) > 0)
+        capped = (norm(start + rounded(push * dt)) > speed) & (dot(push, push) > 0)
         speed = jnp.where(capped, speed, 1.0)
         free = jnp.where(capped, jnp.clip(_time_to(speed, start, push), 0.0, dt), dt)[:, None]
-        velocity = start + push * free
-        position = motion.position + (start + 0.5 * push * free) * free
+        gain = rounded(push * free)
+        velocity = start + gain
+        position = motion.position + rounded((start + 0.5 * gain) * free)
         turned, way = _turn(velocity, push, speed, dt - free[:, 0])
         return Motion(
             position + jnp.where(capped[:, None], way, 0.0),
@@ -94,7 +96,7 @@ def _time_to(speed: Float[Array, " n"], velocity: Float[Array, "n d"], push: Flo
     """Seconds until |velocity + push t| = speed, the larger root, in the form without cancellation."""
     square, along, size = dot(push, push), dot(velocity, push), norm(velocity)
     missing = jnp.maximum((speed - size) * (speed + size), 0.0)
-    disc = along * along + square * missing
+    disc = rounded(along * along) + rounded(square * missing)
     root = jnp.where(disc > 0, jnp.sqrt(jnp.where(disc > 0, disc, 1.0)), 0.0)
     ahead = along > 0
     late = (root - along) / jnp.where(square > 0, square, 1.0)
@@ -116,17 +118,22 @@ def _turn(
     x = jnp.clip(size * t / jnp.maximum(speed, 1e-30), 1e-7, 1e7)
     c = jnp.clip(dot(velocity, unit) / jnp.maximum(speed, 1e-30), 0.0, 1.0)
     hh, e, gone = (1.0 - c) / (1.0 + c), jnp.exp(-x), -jnp.expm1(-x)
-    below = 1.0 + hh * e * e
-    kept, gained = e * (1.0 + hh) / below, gone * (1.0 + hh * e) / below
-    cosine = 1.0 + jnp.log1p(0.5 * (1.0 - c) * jnp.expm1(-2.0 * x)) / x
-    sine = _arctan_ratio(hh * jnp.square(gone / (1.0 + hh * e))) * (1.0 + hh) * (gone / x) / (1.0 + hh * e)
-    turned = kept[:, None] * velocity + (gained * speed)[:, None] * unit
-    way = sine[:, None] * velocity + ((cosine - c * sine) * speed)[:, None] * unit
-    return turned, way * t[:, None]
+    he = rounded(hh * e)
+    above, below = 1.0 + he, 1.0 + rounded(he * e)
+    kept, gained = e * (1.0 + hh) / below, gone * above / below
+    # log1p of a negative number would differ in bits alone and in a batch, too.
+    past = -0.5 * (1.0 - c) * jnp.expm1(-2.0 * x)
+    cosine = 1.0 - jnp.log1p(past / (1.0 - past)) / x
+    sine = _arctan_ratio(hh * jnp.square(gone / above)) * (1.0 + hh) * (gone / x) / above
+    turned = rounded(kept[:, None] * velocity) + rounded((gained * speed)[:, None] * unit)
+    way = rounded(sine[:, None] * velocity) + rounded(((cosine - rounded(c * sine)) * speed)[:, None] * unit)
+    return turned, rounded(way * t[:, None])
 
 
 def _arctan_ratio(square: Float[Array, " n"]) -> Float[Array, " n"]:
     """arctan(z) / z of z^2, smooth at 0."""
     small = square < 1e-3
     z = jnp.sqrt(jnp.where(small, 1.0, square))
-    return jnp.where(small, 1.0 - square * (1 / 3 - square * (1 / 5 - square / 7)), jnp.arctan(z) / z)
+    return jnp.where(
+        small, 1.0 - square * (1 / 3 - square * (1 / 5 - square / 7)), jnp.arctan2(z, jnp.ones_like(z)) / z
+    )

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, Int
 
 from swarm.dynamics.motion import AbstractDynamics, Motion
 from swarm.entities import Entities
+from swarm.space import rounded
 from swarm.vectors import clipped, norm
 
 
@@ -52,10 +53,10 @@ class VelocityLag(AbstractDynamics):
         first = jnp.where(saturated, jnp.minimum(size / limit - tau, dt), 0.0)
         left = 1.0 - limit * first / size
         rest = (dt - first) / tau
-        lost = 0.5 * first * (1.0 + left) - tau * left * jnp.expm1(-rest)
+        lost = rounded(0.5 * first * (1.0 + left)) - rounded(tau * left * jnp.expm1(-rest))
         return Motion(
-            motion.position + wanted * dt - lost[:, None] * error,
-            wanted - (left * jnp.exp(-rest))[:, None] * error,
+            motion.position + rounded(wanted * dt) - rounded(lost[:, None] * error),
+            wanted - rounded((left * jnp.exp(-rest))[:, None] * error),
             motion.heading,
             motion.inner,
         )
