@@ -49,12 +49,21 @@ class AbstractSpace(eqx.Module):
         return length([self.displacement(a, b)[..., axis] for axis in range(self.n_dimensions)])
 
 
+def rounded(product: Float[Array, "*v"]) -> Float[Array, "*v"]:
+    """The same number, rounded before it is added to another product.
+
+    Of a * b + c * d the compiler may fuse either product with the sum (multiply-add, which rounds once), and it chooses
+    differently alone and in a batch. It does not see through this selection.
+    """
+    return jnp.where(product == product, product, jnp.nan)
+
+
 def length(components: list[Float[Array, "*v"]]) -> Float[Array, "*v"]:
     """Euclidean length of a vector given by components, with gradient 0 at 0.
 
     Summed by name, not by a reduction, which XLA may round differently alone and in a batch.
     """
-    square = sum(jnp.square(c) for c in components[1:]) + jnp.square(components[0])
+    square = sum(rounded(jnp.square(c)) for c in components[1:]) + rounded(jnp.square(components[0]))
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
