@@ -7,6 +7,8 @@ over candidates whose every step handles all entities at once. (Candidate lists 
 cell twice, for those who look and for those who are seen; here only the list itself is padded.)
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -182,31 +184,43 @@ class CellGridNeighbors(Neighbors):
 
     def sum(self, pair: Pair, values: Float[Array, "n v"], among: Among | None = None) -> Float[Array, "n o"]:
         """Loop over candidates, all blocks at once."""
+        return jnp.where(self.alive[:, None], self._fold(pair, values, among, jnp.add, 0.0), 0.0)
+
+    def min(self, pair: Pair, values: Float[Array, "n v"], among: Among | None = None) -> Float[Array, "n o"]:
+        """Loop over candidates, all blocks at once."""
+        return jnp.where(self.alive[:, None], self._fold(pair, values, among, jnp.minimum, jnp.inf), jnp.inf)
+
+    def _fold(
+        self,
+        pair: Pair,
+        values: Float[Array, "n v"],
+        among: Among | None,
+        operation: Callable[[Array, Array], Array],
+        neutral: float,
+    ) -> Float[Array, "n o"]:
         shown = jnp.where(self.alive[:, None], values, 0.0)[self.order]
         n_dimensions = self.position.shape[1]
-        scalar = jax.ShapeDtypeStruct((), jnp.float32)
-        row = jax.ShapeDtypeStruct((shown.shape[1],), jnp.float32)
-        way = jax.ShapeDtypeStruct((n_dimensions,), jnp.float32)
-        n_outputs = jax.eval_shape(pair, way, scalar, row, row).shape[0]
+        number = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+        row = number((shown.shape[1],))
+        n_outputs = jax.eval_shape(pair, number((n_dimensions,)), number(()), row, row).shape[0]
 
         # Components one by one, in and out: loops over stacked ones do not vectorise.
         def outputs(ways: list[Array], distance: Array, mine: list[Array], theirs: Array) -> list[Array]:
             found = pair(jnp.stack(ways), distance, jnp.stack(mine) if mine else theirs, theirs)
             return [found[i] for i in range(n_outputs)]
 
-        over_members = jax.vmap(outputs, in_axes=(0, 0, 0, None))
-        over_blocks = jax.vmap(over_members)
+        over_blocks = jax.vmap(jax.vmap(outputs, in_axes=(0, 0, 0, None)))
         mine = [column[self.member] for column in shown.T]
 
         def add(totals: list[Array], candidate: _Candidate) -> tuple[list[Array], None]:
             near, ways, square = self._look(candidate, among)
             terms = over_blocks(ways, _root(square), mine, candidate.row[:, n_dimensions:])
-            return [total + jnp.where(near, term, 0.0) for total, term in zip(totals, terms, strict=True)], None
+            chosen = [jnp.where(near, term, neutral) for term in terms]
+            return [operation(total, term) for total, term in zip(totals, chosen, strict=True)], None
 
-        zeros = [jnp.zeros(self.member.shape)] * n_outputs
-        totals, _ = jax.lax.scan(add, zeros, self._listed(shown, among), unroll=_UNROLL)
-        found = jnp.stack([total.ravel() for total in totals], axis=1)[self.place]
-        return jnp.where(self.alive[:, None], found, 0.0)
+        start = [jnp.full(self.member.shape, neutral)] * n_outputs
+        totals, _ = jax.lax.scan(add, start, self._listed(shown, among), unroll=_UNROLL)
+        return jnp.stack([total.ravel() for total in totals], axis=1)[self.place]
 
     def nearest(self, k: int, among: Among | None = None) -> Nearest:
         """Find the nearest of all candidates, then the nearest of those that come after it, and so on.

@@ -27,12 +27,20 @@ def enlarge(scenario: Scenario, status: Status, crowd: Mapping[str, int]) -> tup
     values = dict(_values(table))
     wanted = [pattern for bit, patterns in scenario.rules_class.room.items() if status & bit for pattern in patterns]
     keys = [key for key in values if any(_matches(key, pattern) for pattern in wanted)]
-    keys = [key for key in keys if type(values[key]) is int and values[key] > 0]
-    keys = _culprits(keys, values, crowd)
+    doubled = {key: _doubled(values[key]) for key in keys}
+    keys = _culprits([key for key in keys if doubled[key] is not None], values, crowd)
     for key in keys:
-        set_dotted(table, key, 2 * values[key])
+        set_dotted(table, key, doubled[key])
     config = validate(type(scenario.config), table, scenario.source)
-    return scenario._replace(config=config), [f"{key} {values[key]} -> {2 * values[key]}" for key in keys]
+    return scenario._replace(config=config), [f"{key} {values[key]} -> {doubled[key]}" for key in keys]
+
+
+def _doubled(value: Any) -> int | str | None:
+    """Twice a number, or a grouping rule with twice its slots ("fixed:8,100"); None for anything else."""
+    if type(value) is int and value > 0:
+        return 2 * value
+    rule, comma, slots = value.rpartition(",") if isinstance(value, str) else ("", "", "")
+    return f"{rule},{2 * int(slots)}" if comma and slots.isdecimal() else None
 
 
 def _culprits(keys: list[str], values: Mapping[str, Any], crowd: Mapping[str, int]) -> list[str]:
@@ -41,7 +49,7 @@ def _culprits(keys: list[str], values: Mapping[str, Any], crowd: Mapping[str, in
     def count(key: str) -> float:
         return next((float(crowd[part]) for part in key.split(".") if part in crowd), np.inf)
 
-    full = [key for key in keys if count(key) >= values[key]]
+    full = [key for key in keys if not isinstance(values[key], int) or count(key) >= values[key]]
     grown = [key for key in full if count(key) > values.get(f"{key.rpartition('.')[0]}.initial", -1)]
     return grown or full or keys
 

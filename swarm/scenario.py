@@ -73,6 +73,7 @@ class Outcome(eqx.Module):
         births: who is born; None for scenarios without births.
         n_refused: births that the rules had to refuse because a kind's capacity is reached.
         status: bits of `swarm.status.Status` that the rules raise, like the overflow of a neighbour search.
+        hierarchy: `World.hierarchy` where the rules split or merged groups; None where they left them alone.
     """
 
     reward: Float[Array, " n"]
@@ -80,6 +81,7 @@ class Outcome(eqx.Module):
     births: Spawn | None
     n_refused: Int[Array, ""] | int = 0
     status: Int[Array, ""] | int = 0
+    hierarchy: Hierarchy | None = None
 
 
 class TimeStep(eqx.Module):
@@ -147,8 +149,8 @@ class AbstractRules(eqx.Module):
         headline: the metric that says how well, compared between policies.
         stores: names of the goods, in the order of `Entities.stores`; s0, s1, ... where left out.
         room: config keys, `*` for any name, that give more room when doubled, for each overflow bit that the rules can
-            raise; `swarm.regrow` doubles those that hold a whole number. A key that names a kind is doubled only when
-            that kind is full.
+            raise; `swarm.regrow` doubles those that hold a whole number, or a grouping rule with a number of slots. A
+            key that names a kind is doubled only when that kind is full.
     """
 
     Config: ClassVar[type[ScenarioConfig]]
@@ -157,7 +159,11 @@ class AbstractRules(eqx.Module):
     success: ClassVar[str]
     headline: ClassVar[str]
     stores: ClassVar[tuple[str, ...]] = ()
-    room: ClassVar[Mapping[Status, tuple[str, ...]]] = {Status.ENTITIES_FULL: ("population.*.capacity",)}
+    room: ClassVar[Mapping[Status, tuple[str, ...]]] = {
+        Status.ENTITIES_FULL: ("population.*.capacity",),
+        Status.NEIGHBORS_FULL: ("search.room",),
+        Status.GROUPS_FULL: ("groups.*",),
+    }
 
     @property
     @abc.abstractmethod

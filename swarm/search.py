@@ -24,12 +24,12 @@ class SearchTable(Table):
 
     Attributes:
         backend: `auto` chooses by the number of entities.
-        window: candidates per block of the cell grid; 0: what evenly spread entities need, with room to spare. Crowds
-            need more; too few are reported, and can be regrown.
+        room: for how many times the candidates of evenly spread entities the cell grid has room. Crowds need more; too
+            little is reported (NEIGHBORS_FULL), and can be regrown.
     """
 
     backend: Backend = "auto"
-    window: int = pydantic.Field(default=0, ge=0)
+    room: int = pydantic.Field(default=1, ge=1)
 
 
 def neighbor_search(
@@ -41,8 +41,8 @@ def neighbor_search(
     if table.backend == "all_pairs" or (table.backend == "auto" and small):
         return AllPairs(space, jnp.float32(radius))
     cells = _cells(np.asarray(space.size, float), radius, n_slots)
-    window = table.window or _window(cells, n_slots)
-    return CellGrid(space, jnp.float32(radius), cells, min(window, _rounded(n_slots)), _BLOCK)
+    window = min(table.room * _window(cells, n_slots), n_slots)
+    return CellGrid(space, jnp.float32(radius), cells, -(-int(window) // 8) * 8, _BLOCK)
 
 
 def _cells(size: np.ndarray, radius: float | int, n_slots: int) -> tuple[int, ...]:
@@ -54,14 +54,9 @@ def _cells(size: np.ndarray, radius: float | int, n_slots: int) -> tuple[int, ..
     return (int(across[0]) * REACH, *(int(n) for n in across[1:]))
 
 
-def _window(cells: tuple[int, ...], n_slots: int) -> int:
+def _window(cells: tuple[int, ...], n_slots: int) -> float:
     """Mean candidates of a block where entities are spread evenly, six standard deviations, and some room."""
     per_cell = n_slots / math.prod(cells)
     span = min(_BLOCK / per_cell + 2 * REACH + 1, cells[0])
-    rows = math.prod(min(n, 3) for n in cells[1:])
-    mean = rows * span * per_cell
-    return _rounded(min(mean + 6.0 * mean**0.5 + 8.0, n_slots))
-
-
-def _rounded(window: float | int) -> int:
-    return -(-int(window) // 8) * 8
+    mean = math.prod(min(n, 3) for n in cells[1:]) * span * per_cell
+    return mean + 6.0 * mean**0.5 + 8.0

@@ -1,5 +1,6 @@
 """Reset, step, rollout: one world at a time; batches by `jax.vmap`, and `reset_ended` for endless batches."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -64,9 +65,11 @@ class Simulator(eqx.Module):
             Status.BAD_ACTION: jnp.any(before & bad),
         }
         status = world.status | outcome.status
+        hierarchy = world.hierarchy if outcome.hierarchy is None else outcome.hierarchy
+        hierarchy = regroup(hierarchy, self.groupings, entities)
+        raised[Status.GROUPS_FULL] = functools.reduce(jnp.logical_or, [n > 0 for n in hierarchy.overflow], False)
         for bit, happened in raised.items():
             status = status | jnp.where(happened, bit, 0)
-        hierarchy = regroup(world.hierarchy, self.groupings, entities)
         world = World(entities, hierarchy, fields, world.key, world.step + 1, status, world.n_overflow + n_refused)
         world_terminated = self.rules.ended(world)
         world_truncated = ~world_terminated & (world.step >= self.max_steps)

@@ -21,8 +21,8 @@ OVERFLOWS = Status.ENTITIES_FULL | Status.NEIGHBORS_FULL | Status.GROUPS_FULL
 REMEDIES = {
     Status.ENTITIES_FULL: "entities could not be born for want of slots: raise population.<kind>.capacity",
     Status.NON_FINITE: "the state of a living entity is NaN or infinite: check the parameters and the time step",
-    Status.NEIGHBORS_FULL: "a neighbour search missed some for want of room: raise the room that the rules give it",
-    Status.GROUPS_FULL: "groups could not be formed for want of slots: raise the capacity of that level",
+    Status.NEIGHBORS_FULL: "a neighbour search missed some for want of room: raise search.room",
+    Status.GROUPS_FULL: "groups could not be formed for want of slots: give that level of [groups] more slots",
     Status.BAD_ACTION: "an action is NaN, infinite or no action's index, and was replaced: check the policy",
 }
 

@@ -78,14 +78,20 @@ def group_by(text: str, levels: tuple[str, ...], parse, *, where: str) -> GroupB
         where: file and key, for the message.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is neither, or a rule that needs to remember its groups.
     """
     if text in levels:
         return GroupBy(levels.index(text), None)
     if text.partition(":")[0] not in {rule.partition(":")[0] for rule in RULES}:
         hint = nearest(text, (*levels, *RULES))
         raise ConfigError(f"{where} = {text!r}: neither a level nor a grouping rule{hint}")
-    return GroupBy(None, parse(text))
+    grouping = parse(text)
+    if grouping.has_memory:
+        raise ConfigError(
+            f"{where} = {text!r}: this rule remembers its groups, which only a level does; "
+            f"make it a level of [groups] and give that level's name"
+        )
+    return GroupBy(None, grouping)
 
 
 def separate(

@@ -12,7 +12,7 @@ from swarm.grouping.kmeans import KMeans
 from swarm.grouping.nearest import NearestAnchor
 from swarm.grouping.plain import ByKind, ByTeam, EachNode, Everyone, Modulo, Quadrant
 from swarm.grouping.rule import AbstractGrouping
-from swarm.neighbors import AllPairs
+from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Open
 
 RULES = (
@@ -91,7 +91,7 @@ def parse_grouping(
             radius = _number(first)
             if radius <= 0:
                 raise ConfigError(f"{where}: {text!r} needs a radius above 0 in metres, like 'components:2.5'")
-            return Components(AllPairs(space, jnp.float32(radius)), slots("components:2.5,100"))
+            return Components(neighbor_search(space, radius, n_slots), slots("components:2.5,100"))
         case "nearest":
             if argument not in kinds:
                 raise ConfigError(f"{where}: {text!r} names no kind of this scenario{nearest(argument, kinds)}")

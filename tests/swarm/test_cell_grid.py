@@ -39,12 +39,15 @@ def both(grid, radius, position, alive, values, label):
         found = search.find(position, alive)
         among = [None, Among(label, same=True), Among(label, same=False)]
         sums, nearest = [found.sum(pair, values, a) for a in among], [found.nearest(5, a) for a in among[::2]]
+        sums.append(found.min(pair, values, among[1]))
         answers.append((sums, nearest, found.overflow))
     return answers
 
 
-def grid_of(space, window=N):
-    return neighbor_search(space, 1.0, N, SearchTable(backend="cell_grid", window=window))
+def grid_of(space, window=64):
+    grid = neighbor_search(space, 1.0, N, SearchTable(backend="cell_grid"))
+    assert isinstance(grid, CellGrid)
+    return CellGrid(grid.space, grid.radius, grid.cells, window)
 
 
 def population(space, seed, crowded):
