@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from scenarios.outpost import DEPOT, HEAVY, ICE, METAL, ORE, POWER, WATER
+from scenarios.outpost_board import DEPOT, HEAVY, ICE, METAL, ORE, POWER, WATER
 from swarm.scenario import World
 
 TEAMS = ("#1f77b4", "#d62728")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scenarios.outpost import (
+from scenarios.outpost_board import (
     BUILD_HEAVY,
     BUILD_LIGHT,
     CHARGE,
@@ -147,7 +147,7 @@ def board(simulator, blank):
 @pytest.fixture
 def peaceful(simulator, blank):
     """Boards without friendly fire; a number of the rules, so the compiled step is the same."""
-    rules = eqx.tree_at(lambda s: s.rules.friendly_fire, simulator, jnp.asarray(False))
+    rules = eqx.tree_at(lambda s: s.rules.board.friendly_fire, simulator, jnp.asarray(False))
     return lambda *pieces, **options: Board(rules, blank, *pieces, **options)
 
 
