@@ -235,15 +235,33 @@ class Outpost(AbstractRules):
         return observe(self.board, world)
 
     def metrics(self, world: World) -> dict[str, Float[Array, ""]]:
-        """Whether all depots live; ice delivered, water stored and units lost, per team."""
-        entities, fields = world.entities, world.fields
+        """Whether all depots live; ice delivered, water stored and units lost, per team.
+
+        With two teams also of each, as `survived_team_0` and so on, and how many depots each still has.
+        """
+        entities, fields, teams = world.entities, world.fields, self.board.teams
         depot = entities.is_kind(DEPOT)
-        n_depots = self.board.teams * self.board.initial[DEPOT]
-        return {
-            "survived": (jnp.sum(depot) >= n_depots).astype(jnp.float32),
+        team = jnp.where(depot, entities.team, -1)
+        n_depot = reduce_groups(team, team, teams, "count")
+        survived = n_depot >= self.board.initial[DEPOT]
+        water = jnp.where(depot, entities.stores[:, WATER], 0.0)
+        metrics = {
+            "survived": jnp.all(survived).astype(jnp.float32),
             "ice_delivered": jnp.mean(fields.delivered),
-            "water": jnp.sum(jnp.where(depot, entities.stores[:, WATER], 0.0)) / self.board.teams,
+            "water": jnp.sum(water) / teams,
             "n_lost": jnp.mean(fields.lost),
+        }
+        if teams == 1:
+            return metrics
+        of_each = {
+            "survived": survived,
+            "ice_delivered": fields.delivered,
+            "water": reduce_groups(water, team, teams, "sum"),
+            "n_lost": fields.lost,
+            "n_depot": n_depot,
+        }
+        return metrics | {
+            f"{name}_team_{m}": values[m].astype(jnp.float32) for name, values in of_each.items() for m in range(teams)
         }
 
     def scripted_policy(self) -> AbstractPolicy:

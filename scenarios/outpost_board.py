@@ -1,6 +1,7 @@
 """The board of outpost: names of kinds, stores and actions, the numbers of the units, and where depots are."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -94,6 +95,11 @@ class Board(eqx.Module):
         """Slots for every kind of every team."""
         return self.teams * sum(self.capacity)
 
+    @property
+    def depot_slots(self) -> int:
+        """Depots are first on the map and never built: they are always among the first so many slots."""
+        return self.teams * self.capacity[DEPOT]
+
     def cell(self, entities: Entities) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
         """Row and column of each entity, inside the grid for dead slots too."""
         place = jnp.where(entities.alive[:, None], entities.position, 0.0).astype(jnp.int32)
@@ -101,11 +107,12 @@ class Board(eqx.Module):
 
     def depot_at(self, entities: Entities) -> Int[Array, "h w"]:
         """Slot of the depot that covers a cell; -1: none."""
-        row, column = self.cell(entities)
-        around = jnp.arange(9)
-        rows = jnp.where(entities.is_kind(DEPOT)[:, None], row[:, None] + around[None] // 3 - 1, self.height)
-        columns = column[:, None] + around[None] % 3 - 1
-        slots = jnp.broadcast_to(jnp.arange(self.n_slots, dtype=jnp.int32)[:, None], rows.shape)
+        row, column = (x[: self.depot_slots, None] for x in self.cell(entities))
+        around = jnp.arange(9)[None]
+        living = entities.is_kind(DEPOT)[: self.depot_slots, None]
+        rows = jnp.where(living, row + around // 3 - 1, self.height)
+        columns = column + around % 3 - 1
+        slots = jnp.broadcast_to(jnp.arange(self.depot_slots, dtype=jnp.int32)[:, None], rows.shape)
         return jnp.full((self.height, self.width), -1, jnp.int32).at[rows, columns].max(slots, mode="drop")
 
     def home(self, entities: Entities, row: Array, column: Array, depot_at: Array) -> Int[Array, " n"]:
@@ -114,11 +121,12 @@ class Board(eqx.Module):
         own = (slot >= 0) & (entities.team[slot] == entities.team) & (entities.kind != DEPOT)
         return jnp.where(own & entities.alive, slot, -1)
 
-    def to_depot(self, entities: Entities, detour: Array | float = 0.0) -> Float[Array, "n 2"]:
+    def to_depot(self, entities: Entities, detour: Float[Array, " n"] | float = 0.0) -> Float[Array, "n 2"]:
         """Offset to the centre of the nearest own depot, each `detour` (per slot) farther; 0 where there is none."""
-        offset = entities.position[None, :, :] - entities.position[:, None, :]
-        own = entities.is_kind(DEPOT)[None, :] & (entities.team[:, None] == entities.team[None, :])
-        detour = jnp.broadcast_to(detour, entities.alive.shape)
+        p = self.depot_slots
+        offset = entities.position[None, :p, :] - entities.position[:, None, :]
+        own = entities.is_kind(DEPOT)[None, :p] & (entities.team[:, None] == entities.team[None, :p])
+        detour = jnp.broadcast_to(detour, entities.alive.shape)[:p]
         distance = jnp.where(own, jnp.max(jnp.abs(offset), axis=2) + detour[None, :], jnp.inf)
         nearest = jnp.argmin(distance, axis=1)
         chosen = jnp.take_along_axis(offset, nearest[:, None, None], axis=1)[:, 0]
@@ -132,6 +140,21 @@ class Board(eqx.Module):
     def is_day(self, step: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether the sun shines."""
         return step % self.cycle < self.day
+
+
+def nearest_marked(marked: Bool[Array, "h w"]) -> Int[Array, "h w"]:
+    """Index (row by row) of the marked cell nearest to each cell by steps, of equally near ones the lowest; -1: none.
+
+    Two sweeps along each axis find it in O(cells), where looking at all pairs would take O(cells^2).
+    """
+    size = marked.size
+    # Distance first, then index, in one number; a sweep passes on the lowest, one step farther per cell.
+    key = jnp.where(marked, jnp.arange(size, dtype=jnp.int32).reshape(marked.shape), 2**30)
+    for axis, length in enumerate(marked.shape):
+        way = (size * jnp.arange(length, dtype=jnp.int32)).reshape((-1, 1) if axis == 0 else (1, -1))
+        forward = jax.lax.cummin(key - way, axis) + way
+        key = jnp.minimum(forward, jax.lax.cummin(key + way, axis, reverse=True) - way)
+    return jnp.where(jnp.any(marked), key % size, -1)
 
 
 def move_cost(table: Kinds, kind: Array, rubble: Array) -> Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from scenarios.outpost_board import DEPOT, HEAVY, LIGHT, METAL, N_STORES, POWER, WATER, Board, Fields
+from scenarios.outpost_board import DEPOT, HEAVY, LIGHT, METAL, N_STORES, POWER, WATER, Board, Fields, nearest_marked
 from swarm.entities import Entities, Spawn, spawn
 
 
@@ -110,8 +110,6 @@ def _smooth(noise: Float[Array, "h w"]) -> Float[Array, "h w"]:
 def _offset_to_nearest(marked: Bool[Array, "h w"]) -> Float[Array, "h w 2"]:
     """Offset (x, y) from each cell to the nearest marked one by steps; 0 where none is marked."""
     height, width = marked.shape
-    rows, columns = jnp.divmod(jnp.arange(height * width), width)
-    distance = jnp.abs(rows[None] - rows[:, None]) + jnp.abs(columns[None] - columns[:, None])
-    best = jnp.argmin(jnp.where(marked.ravel()[None], distance, 10_000), axis=1)
-    offset = jnp.stack([columns[best] - columns, rows[best] - rows], axis=1).reshape(height, width, 2)
+    rows, columns = jnp.divmod(nearest_marked(marked), width)
+    offset = jnp.stack([columns - jnp.arange(width)[None], rows - jnp.arange(height)[:, None]], axis=2)
     return jnp.where(jnp.any(marked), offset.astype(jnp.float32), 0.0)
