@@ -48,14 +48,15 @@ class Outpost(AbstractRules):
         the depot has, each gets the same share of its want.
     Collisions: outside depots a cell holds one unit. Where several meet, a heavy beats a light; of the same weight a
         mover beats who stays; of several movers the most power survives, of equals none. Without `friendly_fire` mates
-        never meet: none may enter a cell where a mate stands, and of those that want the same cell one goes.
+        do not meet: none may enter a cell where a mate stands, and of those that want the same cell one goes. Only
+        where a depot dies do mates meet, because the units on its cells then stand on open ground.
     Observation: maps per team (`outpost_sight._maps`); for each entity its stores, the directions to the nearest and
         the driest depot, to ice and to ore, and three bits of its identity.
     Reward: `delivered` per water's worth (4 ice) delivered, shared by unit and depot, times (2 / (1 + w)) ** `scarcity`
         where w is the depot's water over its initial amount: water is worth most where it is scarce; `mined` per
         water's worth dug; both raised by `early * (steps left) / steps`.
     End: a world is terminated when a team has no depot left, and truncated after `steps`. An episode is a success when
-        every depot lives to the end.
+        every depot lives to the end; of two teams, the metrics also say so for each.
     Units of time: a step. Source of the numbers: Lux AI challenge, season 2, without lichen, bidding and factories'
         choice of place.
     """
@@ -227,8 +228,7 @@ class Outpost(AbstractRules):
 
     def ended(self, world: World) -> Bool[Array, ""]:
         """A team has no depot left."""
-        team = jnp.where(world.entities.is_kind(DEPOT), world.entities.team, -1)
-        return jnp.any(reduce_groups(team, team, self.board.teams, "count") == 0)
+        return jnp.any(self.board.count(world.entities, DEPOT) == 0)
 
     def observe(self, world: World) -> Observation:
         """Maps for each team and features for each entity."""
@@ -242,7 +242,7 @@ class Outpost(AbstractRules):
         entities, fields, teams = world.entities, world.fields, self.board.teams
         depot = entities.is_kind(DEPOT)
         team = jnp.where(depot, entities.team, -1)
-        n_depot = reduce_groups(team, team, teams, "count")
+        n_depot = self.board.count(entities, DEPOT)
         survived = n_depot >= self.board.initial[DEPOT]
         water = jnp.where(depot, entities.stores[:, WATER], 0.0)
         metrics = {

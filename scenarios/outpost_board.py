@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from swarm.entities import Entities
-from swarm.hierarchy import reduce_groups
 
 DEPOT, LIGHT, HEAVY = range(3)
 ICE, ORE, WATER, METAL, POWER = range(5)
@@ -132,10 +131,14 @@ class Board(eqx.Module):
         chosen = jnp.take_along_axis(offset, nearest[:, None, None], axis=1)[:, 0]
         return jnp.where((jnp.any(own, axis=1) & entities.alive)[:, None], chosen, 0.0)
 
+    def count(self, entities: Entities, kind: int) -> Int[Array, " m"]:
+        """How many of a kind each team has."""
+        mates = entities.team[:, None] == jnp.arange(self.teams)[None]
+        return jnp.sum(entities.is_kind(kind)[:, None] & mates, axis=0, dtype=jnp.int32)
+
     def room(self, entities: Entities, kind: int) -> Int[Array, " m"]:
         """How many more of a kind each team may have."""
-        team = jnp.where(entities.is_kind(kind), entities.team, -1)
-        return self.capacity[kind] - reduce_groups(team, team, self.teams, "count")
+        return self.capacity[kind] - self.count(entities, kind)
 
     def is_day(self, step: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether the sun shines."""

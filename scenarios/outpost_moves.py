@@ -1,7 +1,8 @@
 """Moves of outpost: what each entity may do, where units go, and who survives where they meet."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 from scenarios.outpost_board import (
     COLUMN_STEP,
@@ -20,7 +21,6 @@ from scenarios.outpost_board import (
     move_cost,
 )
 from swarm.entities import Entities
-from swarm.hierarchy import reduce_groups
 
 
 def legal_actions(board: Board, entities: Entities, fields: Fields, depot_at: Int[Array, "h w"]) -> Bool[Array, "n 8"]:
@@ -86,8 +86,7 @@ def _goes_first(
     heavy = (entities.kind == HEAVY).astype(jnp.float32)
     first = moving
     for rank in (heavy, entities.stores[:, POWER], -entities.uid.astype(jnp.float32)):
-        best = reduce_groups(rank, jnp.where(first, cell, -1), n_cells, "max")[cell]
-        first = first & (rank == best)
+        first = first & (rank == _highest(rank, jnp.where(first, cell, n_cells), n_cells))
     return first | (depot_at[row, column] >= 0)
 
 
@@ -96,12 +95,15 @@ def collide(
 ) -> Bool[Array, " n"]:
     """Who is lost where several units meet outside a depot."""
     unit = entities.alive & (entities.kind != DEPOT) & (depot_at[row, column] < 0)
-    cell = jnp.where(unit, row * board.width + column, -1)
     n_cells = board.width * board.height
+    cell = jnp.where(unit, row * board.width + column, n_cells)
     rank = 2 * (entities.kind == HEAVY) + moving
-    top = reduce_groups(rank.astype(jnp.int32), cell, n_cells, "max")[cell]
-    strong = unit & (rank == top)
-    most = reduce_groups(power, jnp.where(strong, cell, -1), n_cells, "max")[cell]
-    winner = strong & (power == most)
-    n_winners = reduce_groups(cell, jnp.where(winner, cell, -1), n_cells, "count")[cell]
+    strong = unit & (rank == _highest(rank.astype(jnp.int32), cell, n_cells))
+    winner = strong & (power == _highest(power, jnp.where(strong, cell, n_cells), n_cells))
+    n_winners = jnp.zeros(n_cells + 1, jnp.int32).at[cell].add(winner)[cell]
     return unit & ~(winner & (n_winners == 1))
+
+
+def _highest(values: Shaped[Array, " n"], cell: Int[Array, " n"], n_cells: int) -> Shaped[Array, " n"]:
+    """The highest value in each one's cell; cell `n_cells` is nowhere."""
+    return jax.ops.segment_max(values, cell, n_cells + 1)[cell]

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float
 from scenarios.outpost_board import DEPOT, HEAVY, ICE, LIGHT, METAL, ORE, POWER, WATER, Board, move_cost
 from scenarios.outpost_moves import legal_actions
 from swarm.entities import Entities
-from swarm.hierarchy import reduce_groups
 from swarm.scenario import Observation, World
 
 
@@ -75,10 +74,7 @@ def _own(board: Board, world: World, depot_at: Array, row: Array, column: Array)
     steps_home = jnp.maximum(jnp.sum(jnp.maximum(jnp.abs(to_depot) - 1.0, 0.0), axis=1), 0.0)
     per_step = move_cost(table, kind, board.rubble)
     margin = (stores[:, POWER] - steps_home * per_step) / jnp.maximum(10.0 * per_step, 1.0)
-    n_own = [
-        reduce_groups(x, x, board.teams, "count")[entities.team] / 10.0
-        for x in (jnp.where(entities.is_kind(k), entities.team, -1) for k in (LIGHT, HEAVY))
-    ]
+    n_own = [board.count(entities, k)[entities.team] / 10.0 for k in (LIGHT, HEAVY)]
     unit = [
         stores[:, POWER] / battery,
         stores[:, ICE] / cargo,
