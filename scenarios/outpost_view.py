@@ -30,7 +30,7 @@ def draw(axes: Any, world: World) -> None:
         for kind in SHAPES:
             _units(axes, world, kind, team, 1.6 * scale)
         _depots(axes, world, team, max(4.0, 8.0 * scale))
-    axes.set_title("\n".join([f"step {int(world.step)}", *_tallies(world)]), fontsize=8)
+    axes.set_title("\n".join([f"step {int(world.step)}", *_tallies(world)]), fontsize=7)
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -84,8 +84,8 @@ def _tallies(world: World) -> list[str]:
         mine = entities.alive & (entities.team == team)
         depots = mine & (entities.kind == DEPOT)
         lines.append(
-            f"{name}depots {depots.sum()}   units {mine.sum() - depots.sum()}   lost {fields.lost[team]:.0f}   "
-            f"ice {fields.delivered[team]:.0f}   power {entities.stores[depots, POWER].sum():.0f}   "
+            f"{name}depots {depots.sum()}  units {mine.sum() - depots.sum()}  lost {fields.lost[team]:.0f}  "
+            f"ice {fields.delivered[team]:.0f}  power {entities.stores[depots, POWER].sum():.0f}  "
             f"metal {entities.stores[depots, METAL].sum():.0f}"
         )
     return lines
