@@ -5,8 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
+from scipy.ndimage import distance_transform_cdt
 
-from scenarios.outpost import (
+from scenarios.outpost_board import (
     BUILD_HEAVY,
     BUILD_LIGHT,
     CHARGE,
@@ -25,8 +29,9 @@ from scenarios.outpost import (
     UNLOAD,
     WATER,
     WEST,
+    nearest_marked,
 )
-from swarm import RandomPolicy, make
+from swarm import RandomPolicy, load, make
 from swarm.status import Status
 
 OVERRIDES = {
@@ -147,7 +152,7 @@ def board(simulator, blank):
 @pytest.fixture
 def peaceful(simulator, blank):
     """Boards without friendly fire; a number of the rules, so the compiled step is the same."""
-    rules = eqx.tree_at(lambda s: s.rules.friendly_fire, simulator, jnp.asarray(False))
+    rules = eqx.tree_at(lambda s: s.rules.board.friendly_fire, simulator, jnp.asarray(False))
     return lambda *pieces, **options: Board(rules, blank, *pieces, **options)
 
 
@@ -247,6 +252,78 @@ def test_without_friendly_fire_one_of_the_mates_that_want_a_cell_goes(peaceful, 
 def test_without_friendly_fire_foes_still_collide(peaceful):
     b = peaceful(light(5, 5), heavy(7, 5, team=1)).play(EAST, WEST)
     assert b.alive(0, 1) == [False, True]
+
+
+STEPS_OF = {STAY: (0, 0), NORTH: (0, -1), EAST: (1, 0), SOUTH: (0, 1), WEST: (-1, 0)}
+
+
+def reference_step(pieces, actions, friendly_fire):
+    """Where units stand after a step on open ground, and which live: section by section, a cell at a time."""
+    stand = [(p["x"], p["y"]) for p in pieces]
+    want = [(x + STEPS_OF[a][0], y + STEPS_OF[a][1]) for (x, y), a in zip(stand, actions, strict=True)]
+    if not friendly_fire:
+        for i, p in enumerate(pieces):
+            mates = [j for j, q in enumerate(pieces) if j != i and q["team"] == p["team"]]
+            rank = [(q["kind"] == HEAVY, q["power"], -j) for j, q in enumerate(pieces)]
+            rivals = [j for j in mates if actions[j] != STAY and want[j] == want[i] and rank[j] > rank[i]]
+            # A rival that may not go itself, because a mate stands there, stops the others by the same reason.
+            if actions[i] != STAY and (any(stand[j] == want[i] for j in mates) or rivals):
+                actions = [*actions[:i], STAY, *actions[i + 1 :]]
+    place = [w if a != STAY else s for s, w, a in zip(stand, want, actions, strict=True)]
+    cost = {LIGHT: 1.0, HEAVY: 20.0}
+    power = [p["power"] - (cost[p["kind"]] if a != STAY else 0.0) for p, a in zip(pieces, actions, strict=True)]
+    lives = []
+    for i, cell in enumerate(place):
+        met = [j for j in range(len(pieces)) if place[j] == cell]
+        heaviest = [j for j in met if pieces[j]["kind"] == max(pieces[k]["kind"] for k in met)]
+        movers = [j for j in heaviest if actions[j] != STAY] or heaviest
+        strongest = [j for j in movers if power[j] == max(power[k] for k in movers)]
+        lives.append(strongest == [i])
+    return place, lives
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data(), friendly_fire=st.booleans())
+def test_collisions_are_those_of_the_rules_looked_up_cell_by_cell(simulator, blank, data, friendly_fire):
+    cells = data.draw(st.lists(st.tuples(st.integers(5, 7), st.integers(5, 7)), min_size=2, max_size=7, unique=True))
+    pieces, room = [], {(LIGHT, 0): 5, (LIGHT, 1): 5, (HEAVY, 0): 3, (HEAVY, 1): 3}
+    for x, y in cells:
+        which = data.draw(st.sampled_from([k for k, left in room.items() if left]))
+        room[which] -= 1
+        pieces.append(piece(which[0], x, y, team=which[1], power=float(data.draw(st.integers(60, 63)))))
+    actions = [data.draw(st.sampled_from(list(STEPS_OF))) for _ in cells]
+    rules = eqx.tree_at(lambda s: s.rules.board.friendly_fire, simulator, jnp.asarray(friendly_fire))
+    b = Board(rules, blank, *pieces).play(*actions)
+    place, lives = reference_step(pieces, actions, friendly_fire)
+    everyone = range(len(pieces))
+    assert b.alive(*everyone) == lives
+    assert [b.place(i) for i in everyone] == place
+    lost = [sum(not alive and p["team"] == m for p, alive in zip(pieces, lives, strict=True)) for m in (0, 1)]
+    assert b.world.fields.lost.tolist() == lost
+    if not friendly_fire and len({p["team"] for p in pieces}) == 1:
+        assert all(lives)
+
+
+def test_units_stacked_on_a_depot_meet_when_it_dies(peaceful):
+    # Even mates: the cells are open ground from then on. The one that leaves is safe.
+    homes = (depot(1, 1, water=0.0), HOMES[1], depot(5, 12))
+    b = peaceful(light(1, 1, power=50.0), light(1, 1, power=60.0), light(1, 1), homes=homes).play()
+    assert b.alive(0, 1, 2) == [True, True, True]
+    assert not b.world.entities.alive[0]
+    b.play(STAY, STAY, SOUTH)
+    assert b.alive(0, 1, 2) == [False, True, True]
+
+
+def test_no_unit_enters_a_foreign_depot(board):
+    # From all sides, and a heavy no more than a light.
+    around = [((x, y), a) for k in (11, 12, 13) for (x, y), a in (((k, 10), SOUTH), ((10, k), EAST))]
+    for make_unit in (light, heavy):
+        for (x, y), action in around:
+            b = board(make_unit(x, y)).play(action)
+            assert b.place(0) == (x, y)
+            assert b.gained(2, POWER) == 0.0
+    b = board(light(10, 12, team=1)).play(EAST)
+    assert b.place(0) == (11.0, 12.0)
 
 
 def test_who_is_crushed_does_no_work_any_more(board):
@@ -356,6 +433,25 @@ def test_a_depot_without_ice_dies_at_step_151(board):
     assert int(b.world.step) == 151
     assert b.world.entities.alive.tolist()[:2] == [False, False]
     assert bool(b.timestep.world_terminated)
+
+
+def test_a_depot_needs_3400_ice_to_live_1000_steps(board):
+    # (1000 - 150) water at 4 ice each; with four ice less it lives a step less. Both have enough at the start.
+    b = board(homes=(depot(1, 1, ice=3400.0), depot(12, 12, team=1, ice=3396.0)), step=0)
+    action = jnp.zeros(b.world.entities.alive.shape[0], jnp.int32)
+    lived = np.zeros(2, int)
+    for _ in range(1001):
+        b.world, _ = play_step(b.simulator, b.world, action)
+        lived += np.asarray(b.world.entities.alive[:2])
+    assert lived.tolist() == [1000, 999]
+    assert b.store(0, ICE) == b.store(1, ICE) == 0.0
+
+
+def test_each_unit_serves_the_depot_it_stands_on(board):
+    homes = (depot(1, 1), HOMES[1], depot(5, 12))
+    b = board(light(2, 2, ice=40.0), light(5, 11, ice=80.0), homes=homes).play(UNLOAD, UNLOAD)
+    assert [b.gained(slot, WATER) for slot in (0, 1, 2)] == [9.0, -1.0, 19.0]
+    assert b.timestep.reward[2] > b.timestep.reward[0] > 0.0
 
 
 def test_the_world_ends_when_a_team_loses_its_last_depot(board):
@@ -478,6 +574,14 @@ def test_a_delivery_is_paid_half_to_the_unit_and_half_to_the_depot_more_when_it_
     np.testing.assert_allclose(b.timestep.reward[:4], [half, 0.0, half, 0.0], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("step", "early"), [(0, 1.1), (STEPS // 2, 1.05)])
+def test_without_scarcity_rewards_are_those_published(simulator, blank, step, early):
+    plain = eqx.tree_at(lambda s: s.rules.reward["scarcity"], simulator, jnp.float32(0.0))
+    homes = (depot(1, 1, water=900.0), HOMES[1])
+    b = Board(plain, blank, light(2, 2, ice=40.0), heavy(5, 5), homes=homes, ice=[(5, 5)], step=step).play(UNLOAD, DIG)
+    np.testing.assert_allclose(b.timestep.reward[:4], np.asarray([5.0, 0.0, 5.0, 0.5]) * early, rtol=1e-5)
+
+
 def test_each_of_two_units_is_paid_for_its_own_and_the_depot_for_both(board):
     b = board(light(2, 2, ice=40.0), light(0, 0, ice=20.0)).play(UNLOAD, UNLOAD)
     expected = np.asarray([7.5, 0.0, 5.0, 2.5]) * EARLY
@@ -490,30 +594,146 @@ def test_mined_ice_is_paid_a_tenth_and_ore_and_rubble_nothing(board):
     np.testing.assert_allclose(b.timestep.reward[2:5], [0.1 * 20.0 / 4.0 * EARLY, 0.0, 0.0], rtol=1e-5)
 
 
+# Numbers, sizes, metrics
+
+
+def test_the_shipped_numbers_are_those_of_the_published_game():
+    config = load("outpost").config
+    world, depot_, light_, heavy_ = config.world, *(getattr(config.population, k) for k in ("depot", "light", "heavy"))
+    assert (world.day, world.cycle) == (30, 50)
+    assert (depot_.water, depot_.power, depot_.upkeep, depot_.power_gain, depot_.refine_ice) == (150, 1000, 1, 50, 100)
+    names = ("build_metal", "build_power", "cargo", "battery", "charge", "move", "move_rubble")
+    names = (*names, "dig", "dig_gain", "dig_rubble")
+    assert [getattr(light_, name) for name in names] == [10, 50, 100, 150, 1, 1, 0.05, 5, 2, 2]
+    assert [getattr(heavy_, name) for name in names] == [100, 500, 1000, 3000, 10, 20, 1, 60, 20, 20]
+    reward = config.reward
+    assert (reward.delivered, reward.depot_share, reward.mined, reward.early) == (1, 0.5, 0.1, 0.1)
+
+
+def test_metrics_tell_the_teams_apart(board):
+    homes = (depot(1, 1, water=90.0), depot(12, 12, team=1, water=0.0), depot(5, 12, water=10.0))
+    b = board(light(2, 2, ice=40.0), light(8, 8), heavy(9, 8, team=1), homes=homes).play(UNLOAD, STAY, WEST)
+    metrics = {name: float(value) for name, value in b.simulator.metrics(b.world).items()}
+    assert metrics["survived"] == 0.0
+    assert (metrics["ice_delivered"], metrics["n_lost"]) == (20.0, 0.5)  # means over the teams
+    of_each = {
+        name: (metrics[f"{name}_team_0"], metrics[f"{name}_team_1"]) for name in ("survived", "n_depot", "water")
+    }
+    assert of_each == {"survived": (1.0, 0.0), "n_depot": (2.0, 0.0), "water": (90.0 + 10.0 - 2.0 + 10.0, 0.0)}
+    assert (metrics["ice_delivered_team_0"], metrics["ice_delivered_team_1"]) == (40.0, 0.0)
+    assert (metrics["n_lost_team_0"], metrics["n_lost_team_1"]) == (1.0, 0.0)
+    assert metrics["water"] == metrics["water_team_0"] / 2
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(shape=st.sampled_from([(3, 5), (8, 8)]), share=st.sampled_from([0.0, 0.04, 0.3, 1.0]), seed=st.integers(0, 99))
+@example(shape=(128, 128), share=0.0002, seed=0)  # the largest board: distance and index together fit a number
+def test_the_nearest_cell_is_that_of_all_pairs(shape, share, seed):
+    marked = np.random.default_rng(seed).random(shape) < share
+    found = np.asarray(nearest_marked(jnp.asarray(marked)))
+    if not marked.any():
+        assert (found == -1).all()
+        return
+    rows, columns = np.indices(shape)
+    distance = np.abs(found // shape[1] - rows) + np.abs(found % shape[1] - columns)
+    np.testing.assert_array_equal(distance, distance_transform_cdt(~marked, metric="taxicab"))
+    assert marked.ravel()[found].all()
+    if marked.size < 100:  # of equally near ones the lowest
+        y, x = np.nonzero(marked)
+        steps = np.abs(y[None, None] - rows[..., None]) + np.abs(x[None, None] - columns[..., None])
+        np.testing.assert_array_equal(found, np.flatnonzero(marked)[np.argmin(steps, axis=2)])
+
+
+CROWD = {
+    "world.size": [64, 64],
+    "world.teams": 2,
+    "population.depot.capacity": 6,
+    "population.depot.initial": 6,
+    "population.light.capacity": 800,
+    "population.light.initial": 800,
+    "population.heavy.capacity": 200,
+    "population.heavy.initial": 200,
+}
+
+
+def largest(function, *arguments):
+    """Size of the largest array that a function makes."""
+    sizes = []
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            sizes.extend(variable.aval.size for variable in equation.outvars if hasattr(variable.aval, "size"))
+            for inner in jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return max(sizes)
+
+
+def test_nothing_grows_with_the_square_of_units_or_cells():
+    simulator = make("outpost", CROWD)
+    rules, key = simulator.rules, jax.random.key(0)
+    world = jax.eval_shape(simulator.reset, key)[0]
+    action = jax.ShapeDtypeStruct((rules.n_slots,), jnp.int32)
+    observation = jax.eval_shape(rules.observe, world)
+    n_cells, n = 64 * 64, rules.n_slots
+    assert n == 2 * 1006
+    for function, arguments in (
+        (rules.reset, (key,)),
+        (rules.act, (world, action, key)),
+        (rules.observe, (world,)),
+        (rules.scripted_policy(), (world, observation, key)),
+    ):
+        assert largest(function, *arguments) <= 32 * max(n, n_cells)
+
+
+def test_a_picture_shows_the_units_and_depots_of_both_teams(board):
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    b = board(light(5, 5), light(6, 5), heavy(7, 7, team=1))
+    b.simulator.rules.draw(axes, jax.tree.map(np.asarray, eqx.tree_at(lambda w: w.key, b.world, None)))
+    assert sorted(len(c.get_offsets()) for c in axes.collections) == [0, 0, 0, 0, 1, 1, 2, 2]  # discs and their cargo
+    assert len(axes.patches) == 2
+    assert [line.split(":")[0] for line in axes.get_title().split("\n")[1:]] == ["blue", "red"]
+
+
 # The game as a whole
+
+
+def test_greedy_finds_the_way_round_a_foreign_depot(peaceful):
+    # Full, and exactly behind it: every step aside is a step away from home.
+    b = peaceful(light(10, 6, ice=100.0), homes=(depot(2, 6), depot(6, 6, team=1)))
+    policy, simulator = b.simulator.rules.scripted_policy(), b.simulator
+    choose = eqx.filter_jit(lambda world: policy(world, simulator.rules.observe(world), jax.random.key(0)))
+    for _ in range(14):
+        b.world, _ = play_step(simulator, b.world, choose(b.world))
+    assert b.world.fields.delivered.tolist() == [100.0, 0.0]
 
 
 @pytest.fixture(scope="module")
 def survival():
     """Share of 16 default worlds in which every depot lives to the end, by policy."""
     simulator = make("outpost")
+    greedy, random = simulator.rules.scripted_policy(), RandomPolicy()
 
-    def episode(policy, key):
+    # One program for both, since compiling takes longer than playing.
+    def episode(is_greedy, key):
         world, timestep = simulator.reset(key)
         n_depots = jnp.sum(world.entities.is_kind(DEPOT))
 
         def body(carry, step_key):
             world, timestep = carry
-            return simulator.step(world, policy(world, timestep.observation, step_key)), None
+            actions = [policy(world, timestep.observation, step_key) for policy in (greedy, random)]
+            return simulator.step(world, jnp.where(is_greedy, *actions)), None
 
         (world, _), _ = jax.lax.scan(body, (world, timestep), jax.random.split(key, STEPS))
         return jnp.sum(world.entities.is_kind(DEPOT)) == n_depots
 
-    def share(policy):
-        play = jax.jit(jax.vmap(lambda key: episode(policy, key)))
-        return float(play(jax.random.split(jax.random.key(1), 16)).mean())
-
-    return {"greedy": share(simulator.rules.scripted_policy()), "random": share(RandomPolicy())}
+    keys = jax.random.split(jax.random.key(1), 16)
+    play = jax.jit(lambda kinds: jax.vmap(lambda kind: jax.vmap(lambda key: episode(kind, key))(keys))(kinds))
+    greedy_share, random_share = play(jnp.asarray([True, False])).mean(axis=1).tolist()
+    return {"greedy": greedy_share, "random": random_share}
 
 
 def test_greedy_keeps_every_depot_alive_in_most_worlds(survival):

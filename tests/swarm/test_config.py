@@ -194,10 +194,10 @@ def test_a_key_below_a_value_is_refused():
 def test_overrides_reach_the_simulator():
     overrides = {"population.light.capacity": 20, "world.steps": 77, "population.heavy.dig": 33.0, "world.teams": 2}
     simulator = make("outpost", overrides)
-    assert simulator.rules.capacity == (2, 20, 8)
+    assert simulator.rules.board.capacity == (2, 20, 8)
     assert simulator.rules.n_slots == 2 * 30
     assert int(simulator.max_steps) == 77
-    np.testing.assert_array_equal(simulator.rules.table.dig, jnp.asarray([0.0, 5.0, 33.0]))
+    np.testing.assert_array_equal(simulator.rules.board.table.dig, jnp.asarray([0.0, 5.0, 33.0]))
 
 
 @pytest.mark.parametrize("name", scenario_names())
