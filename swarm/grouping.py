@@ -134,6 +134,29 @@ class Modulo(AbstractGrouping):
         return _gather(nodes, nodes.identity % self.k, self.k)
 
 
+class Block(AbstractGrouping):
+    """Groups of `size` consecutive identities: entities born together, neighbouring groups.
+
+    Block b has slot b modulo the number of slots; should two living blocks meet in a slot, they are one group.
+    """
+
+    size: int = eqx.field(static=True)
+
+    def n_groups(self, n_nodes: int) -> int:
+        """One for each `size` nodes, begun blocks included."""
+        return -(-n_nodes // self.size)
+
+    def __call__(self, nodes: Nodes, entities: Entities) -> tuple[Int[Array, " g"], Nodes]:
+        """Slot (identity // size) modulo the number of slots; the group's identity is that of its youngest block."""
+        n_groups = self.n_groups(nodes.exists.shape[0])
+        block = jnp.where(nodes.exists, nodes.identity // self.size, -1)
+        index, groups = _gather(nodes, block % n_groups, n_groups)
+        segment = jnp.where(nodes.exists, index, n_groups)
+        youngest = jax.ops.segment_max(block, segment, n_groups + 1)[:n_groups]
+        identity = jnp.where(groups.exists, youngest, groups.identity)
+        return index, eqx.tree_at(lambda g: g.identity, groups, identity)
+
+
 class Quadrant(AbstractGrouping):
     """Four groups by the quadrant of the first two axes around `centre`."""
 
@@ -174,7 +197,7 @@ class NearestAnchor(AbstractGrouping):
         return index, groups
 
 
-RULES = ("entity", "global", "kind", "team", "quadrant", "modulo:K", "nearest:KIND")
+RULES = ("entity", "global", "kind", "team", "quadrant", "modulo:K", "block:SIZE", "nearest:KIND")
 
 
 def parse_grouping(
@@ -203,10 +226,10 @@ def parse_grouping(
     }
     if name in plain and not argument:
         return plain[name]()
-    if name == "modulo":
+    if name in ("modulo", "block"):
         if not argument.isdecimal() or int(argument) < 1:
-            raise ConfigError(f"{where}: {text!r} needs a whole number of at least 1, like 'modulo:4'")
-        return Modulo(int(argument))
+            raise ConfigError(f"{where}: {text!r} needs a whole number of at least 1, like '{name}:4'")
+        return Modulo(int(argument)) if name == "modulo" else Block(int(argument))
     if name == "nearest":
         if argument not in kinds:
             raise ConfigError(f"{where}: {text!r} names no kind of this scenario{nearest(argument, kinds)}")
