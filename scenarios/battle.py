@@ -38,6 +38,15 @@ class Kinds(eqx.Module):
     cooldown: Float[Array, " k"]
 
 
+    def of(self, name: str, kind: Int[Array, " n"]) -> Float[Array, " n"]:
+        """A number for each entity; by selection, because gathers cost several times more on CPU."""
+        values = getattr(self, name)
+        chosen = jnp.broadcast_to(values[0], kind.shape)
+        for i in range(1, len(KINDS)):
+            chosen = jnp.where(kind == i, values[i], chosen)
+        return chosen
+
+
 class Fields(eqx.Module):
     """What is kept between steps.
 
@@ -160,15 +169,15 @@ class Battle(AbstractRules):
         # One key per entity, by number: the draw does not depend on the capacity.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
         jitter = jax.vmap(lambda k: jax.random.uniform(k, (2,), minval=-0.25, maxval=0.25))(keys)
-        births = self._births(self.start, jnp.ones(n, bool))
+        births = self._births(self.start, jax.lax.optimization_barrier(jnp.ones(n, bool)))
         position, _ = self.space.confine(births.position + self.place * jitter, jnp.zeros((n, 2)))
         births = eqx.tree_at(lambda b: b.position, births, position)
-        entities, _ = spawn(Entities.empty(self.n_slots, 2, N_STORES), births)
+        entities, _ = spawn(jax.lax.optimization_barrier(Entities.empty(self.n_slots, 2, N_STORES)), births)
         nothing = jnp.zeros(2)
         return entities, Fields(self._look(entities.position, entities, entities.alive), nothing, nothing)
 
     def _births(self, plan: Layout, wanted: Bool[Array, " m"]) -> Spawn:
-        health = self.table.health[plan.kind]
+        health = self.table.of("health", plan.kind)
         stores = jnp.concatenate([jnp.stack([health, jnp.zeros_like(health)], axis=1), plan.post], axis=1)
         facing = jnp.pi * plan.team.astype(jnp.float32)
         return Spawn(wanted, plan.kind, plan.team, plan.position, facing, stores)
@@ -178,7 +187,7 @@ class Battle(AbstractRules):
     def _look(self, position: Array, entities: Entities, living: Bool[Array, " n"]) -> Nearest:
         """The nearest enemies that each of the living sees; the only search of a step."""
         found = self.search.find(position, living).nearest(N_SEEN, Among(entities.team, same=False))
-        seen = found.distance < self.table.sensing[entities.kind][:, None]
+        seen = found.distance < self.table.of("sensing", entities.kind)[:, None]
         return Nearest(
             index=jnp.where(seen, found.index, -1),
             distance=jnp.where(seen, found.distance, 0.0),
@@ -211,22 +220,22 @@ class Battle(AbstractRules):
         target = jnp.take_along_axis(fields.seen.index, slot, axis=1)[:, 0]
         distance = jnp.take_along_axis(fields.seen.distance, slot, axis=1)[:, 0]
         attacking = alive & (action >= N_MOVES) & (target >= 0)
-        attacking = attacking & (distance <= self.table.reach[kind]) & (wait <= 0)
+        attacking = attacking & (distance <= self.table.of("reach", kind)) & (wait <= 0)
         hit = attacking
         if self.chance:
             draw = jax.vmap(jax.random.uniform)(entities.keys(key))
-            hit = attacking & (draw < self.table.accuracy[kind])
-        damage = jnp.where(hit, self.table.damage[kind], 0.0)
+            hit = attacking & (draw < self.table.of("accuracy", kind))
+        damage = jnp.where(hit, self.table.of("damage", kind), 0.0)
         target = jnp.maximum(target, 0)
         taken = jnp.where(alive, jax.ops.segment_sum(damage, jnp.where(hit, target, n), n + 1)[:n], 0.0)
         lost = jnp.where(alive, jnp.minimum(taken, health), 0.0)
         dying = alive & (health - taken <= 0)
-        share, killed = lost / self.table.health[kind], dying.astype(jnp.float32)
+        share, killed = lost / self.table.of("health", kind), dying.astype(jnp.float32)
         # What each point of damage done to an entity earns; blows beyond its health earn nothing more.
         worth = (self.reward["dealt"] * share + self.reward["kill"] * killed) / jnp.maximum(taken, 1e-6)
         earned = jnp.where(hit, damage * worth[target], 0.0)
         reward = earned - self.reward["taken"] * share - self.reward["death"] * killed
-        wait = jnp.maximum(jnp.where(attacking, self.table.cooldown[kind], wait) - 1.0, 0.0)
+        wait = jnp.maximum(jnp.where(attacking, self.table.of("cooldown", kind), wait) - 1.0, 0.0)
         new = jnp.stack([health - lost, wait], axis=1)
         return jnp.concatenate([new, entities.stores[:, AHEAD:]], axis=1), dying, lost, reward
 
@@ -247,7 +256,7 @@ class Battle(AbstractRules):
         """Return positions and velocities; who would enter a full square stays."""
         n_squares = self.n_places[0] * self.n_places[1]
         ways = jnp.asarray(WAYS)[jnp.where(action < N_MOVES, action, 0)]
-        velocity = ways * self.table.speed[entities.kind][:, None]
+        velocity = ways * self.table.of("speed", entities.kind)[:, None]
         position, velocity = self.space.confine(entities.position + velocity * self.time_step, velocity)
         old, new = self._place_of(entities.position, living), self._place_of(position, living)
         crowd = jnp.zeros(n_squares, jnp.int32).at[old].add(1, mode="drop")
@@ -285,7 +294,7 @@ class Battle(AbstractRules):
         place = jnp.where(alive[:, None], entities.position - self.space.lower[None], 0.0) / size
         column, row = [jnp.clip((place[:, axis] * cells).astype(jnp.int32), 0, cells - 1) for axis, cells in ((0, w), (1, h))]
         team, kind = jnp.where(alive, entities.team, 0), jnp.where(alive, entities.kind, 0)
-        health = jnp.where(alive, entities.stores[:, HEALTH], 0.0) / self.table.health[kind]
+        health = jnp.where(alive, entities.stores[:, HEALTH], 0.0) / self.table.of("health", kind)
         return Observation(
             maps=self._maps(alive, team, row, column, health),
             view=team,
@@ -309,17 +318,17 @@ class Battle(AbstractRules):
     ) -> Float[Array, "n o"]:
         alive, table = entities.alive, self.table
         middle = jnp.stack([mean_over(place, alive & (team == army)) for army in (1, 0)])[team]
-        wait = jnp.where(alive, entities.stores[:, WAIT], 0.0) / table.cooldown[kind]
+        wait = jnp.where(alive, entities.stores[:, WAIT], 0.0) / table.of("cooldown", kind)
         columns = [health, wait, *[(kind == k).astype(jnp.float32) for k in range(len(KINDS))]]
         columns += [*(2.0 * place - 1.0).T, *(middle - place).T]
-        shown = jnp.stack([health, table.reach[kind] / jnp.max(table.reach)], axis=1)
+        shown = jnp.stack([health, table.of("reach", kind) / jnp.max(table.reach)], axis=1)
         enemies = jnp.concatenate([seen.displacement / self.search.radius, seen.gather(shown)], axis=2)
         features = jnp.concatenate([jnp.stack(columns, axis=1), enemies.reshape(alive.shape[0], -1)], axis=1)
         return jnp.where(alive[:, None], features, 0.0)
 
     def _legal(self, entities: Entities, seen: Nearest) -> Bool[Array, "n a"]:
         ready = entities.alive & (entities.stores[:, WAIT] <= 0)
-        within = seen.distance <= self.table.reach[entities.kind][:, None]
+        within = seen.distance <= self.table.of("reach", entities.kind)[:, None]
         moves = jnp.broadcast_to(entities.alive[:, None], (entities.n_slots, N_MOVES))
         return jnp.concatenate([moves, ready[:, None] & seen.valid & within], axis=1)
 

@@ -26,7 +26,7 @@ class FocusFire(AbstractPolicy):
         middle = [mean_over(entities.position, entities.alive & (entities.team == army)) for army in (1, 0)]
         way = jnp.where((entities.team == 0)[:, None], middle[0][None], middle[1][None]) - entities.position
         way = jnp.where(seen.valid[:, :1], seen.displacement[:, 0], way)
-        near = jnp.where(seen.valid[:, 0], 0.9 * rules.table.reach[entities.kind], 0.0)
+        near = jnp.where(seen.valid[:, 0], 0.9 * rules.table.of("reach", entities.kind), 0.0)
         return attack_or(world, observation, move_towards(way, near))
 
 
@@ -49,7 +49,7 @@ class Squads(AbstractPolicy):
         middle, post, ahead = jnp.split(world.hierarchy.broadcast(orders, level), 3, axis=1)
         falling_back = world.hierarchy.broadcast(weak, level)
         offset = entities.stores[:, AHEAD : LEFT + 1] - post
-        step = rules.table.speed[entities.kind] * rules.time_step
+        step = rules.table.of("speed", entities.kind) * rules.time_step
         turned = [offset[:, 0] * ahead[:, 0] - offset[:, 1] * ahead[:, 1]]
         turned += [offset[:, 0] * ahead[:, 1] + offset[:, 1] * ahead[:, 0]]
         march = middle + jnp.stack(turned, axis=1) + 1.5 * step[:, None] * ahead - entities.position
@@ -61,38 +61,40 @@ class Squads(AbstractPolicy):
     def _close_in(self, world: World) -> tuple[Float[Array, "n 2"], Float[Array, " n"]]:
         """The way to the nearest enemy in sight, or from it, and how near is near enough."""
         entities, seen = world.entities, world.fields.seen
-        reach, way = self.rules.table.reach[entities.kind], seen.displacement[:, 0]
+        reach, way = self.rules.table.of("reach", entities.kind), seen.displacement[:, 0]
         harried = (reach > RANGED) & (entities.stores[:, WAIT] > 0) & (seen.distance[:, 0] < 0.5 * reach)
         return jnp.where(harried[:, None], -way, way), jnp.where(harried, 0.0, 0.9 * reach)
 
     def _orders(self, world: World, level: int) -> tuple[Float[Array, "g 6"], Bool[Array, " g"]]:
         """For each squad its middle, the mean post of its members and the direction to go, and whether it falls back."""
         entities, hierarchy = world.entities, world.hierarchy
-        rows = [jnp.ones_like(entities.heading), entities.team.astype(jnp.float32), entities.stores[:, HEALTH]]
-        rows = jnp.concatenate([jnp.stack(rows, axis=1), entities.position, entities.stores[:, AHEAD:]], axis=1)
+        rows = jnp.stack([jnp.ones_like(entities.heading), entities.stores[:, HEALTH]], axis=1)
+        team = entities.team.astype(jnp.float32)[:, None]
+        rows = jnp.concatenate([rows, entities.position, entities.stores[:, AHEAD:], team], axis=1)
         sums = hierarchy.reduce(rows, level, "sum", entities.alive)
-        count = jnp.maximum(sums[:, :1], 1.0)
-        team, middle, post = sums[:, 1] > 0.5 * sums[:, 0], sums[:, 3:5] / count, sums[:, 5:] / count
-        wing = hierarchy.parent[level]
-        target, theirs, ours, home = (jnp.zeros_like(middle), *(jnp.zeros_like(count) for _ in range(2)), middle)
-        for army in (0, 1):
-            own, foreign = hierarchy.exists[level - 1] & (team == bool(army)), team != bool(army)
-            wings = reduce_groups(sums[:, :5], jnp.where(foreign, wing, -1), hierarchy.n_groups(level + 1), "sum")
-            mates = reduce_groups(sums[:, 2:3], jnp.where(own, wing, -1), hierarchy.n_groups(level + 1), "sum")
-            centre = wings[:, 3:5] / jnp.maximum(wings[:, :1], 1.0)
-            distance = length([centre[None, :, axis] - middle[:, None, axis] for axis in (0, 1)])
-            nearest = jnp.argmin(jnp.where(wings[None, :, 0] > 0, distance, jnp.inf), axis=1)
-            mine = own[:, None]
-            target = jnp.where(mine, centre[nearest], target)
-            theirs = jnp.where(mine, wings[nearest, 2:3], theirs)
-            ours = jnp.where(mine, mates[jnp.maximum(wing, 0)], ours)
-            home = jnp.where(mine, mean_over(middle, own)[None], home)
-        weak = (ours < self.retreat * theirs)[:, 0]
-        to_home = home - middle
+        count, n_wings = jnp.maximum(sums[:, :1], 1.0), hierarchy.n_groups(level + 1)
+        middle, post, army = sums[:, 2:4] / count, sums[:, 4:6] / count, (sums[:, 6] > 0.5 * sums[:, 0]).astype(jnp.int32)
+        parent = hierarchy.parent[level]
+        wing = jnp.where(parent >= 0, army * n_wings + parent, -1)
+        wings = reduce_groups(sums[:, :4], wing, 2 * n_wings, "sum").reshape(2, n_wings, 4)
+        target, outnumbered = self._targets(wings)
+        home = jnp.sum(wings[..., 2:], axis=1) / jnp.maximum(jnp.sum(wings[..., :1], axis=1), 1.0)
+        wing, to_home = jnp.maximum(wing, 0), home[army] - middle
         at_home = length([to_home[:, 0], to_home[:, 1]]) < 5.0
-        way = jnp.where(weak[:, None], jnp.where(at_home[:, None], 0.0, to_home), target - middle)
+        falls_back = outnumbered.ravel()[wing] & ~at_home
+        way = jnp.where(falls_back[:, None], to_home, target.reshape(-1, 2)[wing] - middle)
+        way = jnp.where((outnumbered.ravel()[wing] & at_home)[:, None], 0.0, way)
         distance = length([way[:, 0], way[:, 1]])[:, None]
-        return jnp.concatenate([middle, post, way / jnp.maximum(distance, 1e-6)], axis=1), weak & ~at_home
+        return jnp.concatenate([middle, post, way / jnp.maximum(distance, 1e-6)], axis=1), falls_back
+
+    def _targets(self, wings: Float[Array, "m g 4"]) -> tuple[Float[Array, "m g 2"], Bool[Array, "m g"]]:
+        """The middle of the enemy's wing that is nearest to each wing, and whether that is too strong."""
+        foreign = wings[::-1]
+        here, there = (w[..., 2:] / jnp.maximum(w[..., :1], 1.0) for w in (wings, foreign))
+        distance = length([there[:, None, :, axis] - here[:, :, None, axis] for axis in (0, 1)])
+        nearest = jnp.argmin(jnp.where(foreign[:, None, :, 0] > 0, distance, jnp.inf), axis=2)[..., None]
+        theirs = jnp.take_along_axis(foreign[..., 1:2], nearest, axis=1)[..., 0]
+        return jnp.take_along_axis(there, nearest, axis=1), wings[..., 1] < self.retreat * theirs
 
 
 def attack_or(world: World, observation: Observation, otherwise: Int[Array, " n"]) -> Int[Array, " n"]:
