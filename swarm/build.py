@@ -39,6 +39,12 @@ def grouping_of(rules: Any, text: Any, *, where: str) -> AbstractGrouping:
     """Parse a grouping rule in the terms of a scenario's kinds, teams and space."""
     if not isinstance(text, str):
         raise ConfigError(f"{where} = {text!r}: expected a grouping rule, like 'nearest:depot'")
+    # Rules without a space of their own (a grid) measure straight lines; without capacities, any slot may be an anchor.
+    per_team = getattr(rules, "capacity", None)
+    if isinstance(per_team, tuple):
+        capacity = {kind: rules.n_teams * most for kind, most in zip(rules.kinds, per_team, strict=True)}
+    else:
+        capacity = None
     return parse_grouping(
         text,
         where=f"{where} = {text!r}",
@@ -46,4 +52,6 @@ def grouping_of(rules: Any, text: Any, *, where: str) -> AbstractGrouping:
         n_teams=rules.n_teams,
         n_slots=rules.n_slots,
         centre=rules.centre,
+        space=getattr(rules, "space", None),
+        capacity=capacity,
     )

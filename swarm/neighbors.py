@@ -1,4 +1,4 @@
-"""Who is near whom: sums over neighbours, and the k nearest, within a radius.
+"""Who is near whom: sums and minima over neighbours, and the k nearest, within a radius.
 
 A search is data (space, radius, sizes); `find` looks at where the living are and returns `Neighbors`, which answers any
 number of questions. All backends give the results of looking at all pairs, up to rounding.
@@ -81,6 +81,14 @@ class Neighbors(eqx.Module):
         """
 
     @abc.abstractmethod
+    def min(self, pair: Pair, values: Float[Array, "n v"], among: Among | None = None) -> Float[Array, "n o"]:
+        """Smallest value of a pair function over the living others nearer than the radius; arguments as for `sum`.
+
+        Returns:
+            Minima for each slot; infinite where there is no neighbour.
+        """
+
+    @abc.abstractmethod
     def nearest(self, k: int, among: Among | None = None) -> Nearest:
         """Return the k nearest of the living others that are nearer than the radius."""
 
@@ -133,12 +141,18 @@ class AllPairsNeighbors(Neighbors):
 
     def sum(self, pair: Pair, values: Float[Array, "n v"], among: Among | None = None) -> Float[Array, "n o"]:
         """Sum over all."""
+        return jnp.sum(jnp.where(self._near(among)[None], self._terms(pair, values), 0.0), axis=2).T
+
+    def min(self, pair: Pair, values: Float[Array, "n v"], among: Among | None = None) -> Float[Array, "n o"]:
+        """Minimum over all."""
+        return jnp.min(jnp.where(self._near(among)[None], self._terms(pair, values), jnp.inf), axis=2).T
+
+    def _terms(self, pair: Pair, values: Float[Array, "n v"]) -> Float[Array, "o n n"]:
         shown = jnp.where(self.alive[:, None], values, 0.0)
         # Components first: the innermost loops then run over pairs.
         over_others = jax.vmap(pair, in_axes=(1, 0, None, 0), out_axes=1)
         over_all = jax.vmap(over_others, in_axes=(1, 0, 0, None), out_axes=1)
-        terms = over_all(self.ways, self.distance, shown, shown)
-        return jnp.sum(jnp.where(self._near(among)[None], terms, 0.0), axis=2).T
+        return over_all(self.ways, self.distance, shown, shown)
 
     def nearest(self, k: int, among: Among | None = None) -> Nearest:
         """Choose from all."""

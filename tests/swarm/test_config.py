@@ -229,7 +229,10 @@ def test_a_validated_scenario_cannot_be_changed():
         ({"groups.crow": "team"}, ["groups: unknown key 'crow'", "did you mean 'crew'?"]),
         ({"groups.levels": ["unit", "crew"]}, ["groups: unknown key 'team'", "valid: crew"]),
         ({"groups.unit": "team"}, ["groups: unknown key 'unit'"]),
-        ({"groups": {"levels": ["unit", "zzz"]}}, ["groups.zzz = 'zzz'", "unknown grouping 'zzz'", "valid: entity"]),
+        (
+            {"groups": {"levels": ["unit", "zzz"]}},
+            ["groups.zzz = 'zzz'", "unknown grouping 'zzz'", "valid: components"],
+        ),
         ({"groups.crew": "nearest:depto"}, ["groups.crew = 'nearest:depto'", "did you mean 'depot'?"]),
         ({"groups.crew": "modulo:0"}, ["groups.crew = 'modulo:0'", "like 'modulo:4'"]),
         ({"groups.crew": "quadrnt"}, ["groups.crew = 'quadrnt'", "did you mean 'quadrant'?"]),

@@ -89,6 +89,8 @@ def two_levels(low, high):
         exists=(low_groups == 0, high_groups == 0),
         identity=(low_groups, high_groups),
         generation=(low_groups, high_groups),
+        overflow=(jnp.int32(0), jnp.int32(0)),
+        next_uid=jnp.int32(6),
     )
 
 

@@ -1,0 +1,108 @@
+"""Grouping rules as a scenario file names them."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+
+from swarm.errors import ConfigError, nearest
+from swarm.grouping.components import Components
+from swarm.grouping.fixed import Fixed
+from swarm.grouping.kmeans import KMeans
+from swarm.grouping.nearest import NearestAnchor
+from swarm.grouping.plain import ByKind, ByTeam, EachNode, Everyone, Modulo, Quadrant
+from swarm.grouping.rule import AbstractGrouping
+from swarm.neighbors import AllPairs
+from swarm.space import AbstractSpace, Open
+
+RULES = (
+    "entity",
+    "global",
+    "kind",
+    "team",
+    "quadrant",
+    "modulo:K",
+    "nearest:KIND",
+    "fixed:SIZE",
+    "kmeans:K",
+    "components:RADIUS",
+)
+
+
+def parse_grouping(
+    text: str,
+    *,
+    where: str,
+    kinds: Sequence[str],
+    n_teams: int,
+    n_slots: int,
+    centre: Sequence[float],
+    space: AbstractSpace | None = None,
+    capacity: Mapping[str, int] | None = None,
+) -> AbstractGrouping:
+    """Return the rule that a config names: `entity`, `global`, `kind`, `team`, `quadrant`, `modulo:4`, `nearest:depot`.
+
+    With memory: `fixed:8` (members for life; newborns join groups below 8), `kmeans:4` (4 for each team) and
+    `components:2.5` (chains of neighbours within 2.5 m). `fixed:8,100` and `components:2.5,100` set the group slots.
+
+    Args:
+        text: the rule as written.
+        where: the file and key it was written at, for the message.
+        kinds: names of the scenario's kinds.
+        n_teams: number of teams.
+        n_slots: number of entity slots.
+        centre: centre of the space, for `quadrant`.
+        space: measures distances; None: an open one.
+        capacity: most living entities of a kind, over all teams; a kind left out may have `n_slots`.
+
+    Raises:
+        ConfigError: no such rule, or its argument fits nothing.
+    """
+    name, _, argument = text.partition(":")
+    space = Open(jnp.zeros(len(centre)), 2 * jnp.asarray(centre, jnp.float32)) if space is None else space
+    plain = {
+        "entity": EachNode,
+        "global": Everyone,
+        "kind": lambda: ByKind(len(kinds)),
+        "team": lambda: ByTeam(n_teams),
+        "quadrant": lambda: Quadrant(jnp.asarray(centre, jnp.float32)),
+    }
+    if name in plain and not argument:
+        return plain[name]()
+    first, comma, second = argument.partition(",")
+
+    def count(word: str, expected: str) -> int:
+        if not (word.isdecimal() and int(word) > 0):
+            raise ConfigError(f"{where}: {text!r} needs {expected}")
+        return int(word)
+
+    def slots(example: str) -> int | None:
+        expected = f"a whole number of group slots of at least 1 after the comma, like {example!r}"
+        return count(second, expected) if comma else None
+
+    match name:
+        case "modulo":
+            return Modulo(count(argument, "a whole number of at least 1, like 'modulo:4'"))
+        case "kmeans":
+            return KMeans(space, count(argument, "a whole number of at least 1, like 'kmeans:4'"), n_teams)
+        case "fixed":
+            return Fixed(count(first, "a size of at least 1, like 'fixed:8'"), n_teams, slots("fixed:8,100"))
+        case "components":
+            radius = _number(first)
+            if radius <= 0:
+                raise ConfigError(f"{where}: {text!r} needs a radius above 0 in metres, like 'components:2.5'")
+            return Components(AllPairs(space, jnp.float32(radius)), slots("components:2.5,100"))
+        case "nearest":
+            if argument not in kinds:
+                raise ConfigError(f"{where}: {text!r} names no kind of this scenario{nearest(argument, kinds)}")
+            most = min(n_slots, (capacity or {}).get(argument, n_slots))
+            return NearestAnchor(space, list(kinds).index(argument), n_slots, most)
+    raise ConfigError(f"{where}: unknown grouping {text!r}{nearest(text, RULES)}")
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if math.isfinite(value) else 0.0
