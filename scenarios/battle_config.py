@@ -1,14 +1,16 @@
 """The tables of a battle scenario file."""
 
+import itertools
 from typing import Literal
 
+import numpy as np
 import pydantic
 
+from scenarios.battle_layout import KINDS, layout
 from swarm.config import Population, ScenarioConfig, Table
 
 Amount = pydantic.Field(ge=0.0)
 Positive = pydantic.Field(gt=0.0)
-KINDS = ("infantry", "archer", "cavalry")
 
 
 class WorldTable(Table):
@@ -115,11 +117,28 @@ class BattleConfig(ScenarioConfig):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _room_for_armies(self) -> "BattleConfig":
+        world, size = self.world, np.asarray(self.world.size)
+        columns: tuple[tuple[Literal["initial", "wave"], float | None], ...]
+        columns = (("initial", 0.5 * world.gap), ("wave", None))
+        for column, front in columns:
+            squads = (self.squads(0, column), self.squads(1, column))
+            place = layout(squads, world.squad, world.place, world.size, front).position
+            if place.size and not np.all((place >= 0) & (place <= size[None])):
+                need = size + 2 * np.max(np.maximum(-place, place - size[None]), axis=0)
+                raise ValueError(
+                    f"world.size = {list(self.world.size)} has no room for the {column} armies, which need "
+                    f"{np.maximum(need, size).round(1).tolist()}; enlarge it or lower population, place or gap"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _levels_of_the_policy(self) -> "BattleConfig":
         levels = self.groups.get("levels")
-        if self.world.policy == "squads" and isinstance(levels, list) and not {"squad", "wing"} <= set(levels[1:]):
-            raise ValueError(
-                f'world.policy = "squads" needs levels "squad" and "wing" in groups.levels = {levels}; '
-                'add them or take world.policy = "focus"'
-            )
+        if self.world.policy == "squads" and isinstance(levels, list):
+            if ("squad", "wing") not in itertools.pairwise(levels[1:]):
+                raise ValueError(
+                    f'world.policy = "squads" needs "wing" right above "squad" in groups.levels = {levels}; '
+                    'add them, or take world.policy = "focus"'
+                )
         return self

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+KINDS = ("infantry", "archer", "cavalry")
 INFANTRY, ARCHER, CAVALRY = range(3)
 
 

@@ -66,14 +66,18 @@ class Squads(AbstractPolicy):
         return jnp.where(harried[:, None], -way, way), jnp.where(harried, 0.0, 0.9 * reach)
 
     def _orders(self, world: World, level: int) -> tuple[Float[Array, "g 6"], Bool[Array, " g"]]:
-        """For each squad its middle, the mean post of its members and the direction to go, and whether it falls back."""
+        """For each squad its middle, its members' mean post and the direction to go, and whether it falls back."""
         entities, hierarchy = world.entities, world.hierarchy
         rows = jnp.stack([jnp.ones_like(entities.heading), entities.stores[:, HEALTH]], axis=1)
         team = entities.team.astype(jnp.float32)[:, None]
         rows = jnp.concatenate([rows, entities.position, entities.stores[:, AHEAD:], team], axis=1)
         sums = hierarchy.reduce(rows, level, "sum", entities.alive)
         count, n_wings = jnp.maximum(sums[:, :1], 1.0), hierarchy.n_groups(level + 1)
-        middle, post, army = sums[:, 2:4] / count, sums[:, 4:6] / count, (sums[:, 6] > 0.5 * sums[:, 0]).astype(jnp.int32)
+        middle, post, army = (
+            sums[:, 2:4] / count,
+            sums[:, 4:6] / count,
+            (sums[:, 6] > 0.5 * sums[:, 0]).astype(jnp.int32),
+        )
         parent = hierarchy.parent[level]
         wing = jnp.where(parent >= 0, army * n_wings + parent, -1)
         wings = reduce_groups(sums[:, :4], wing, 2 * n_wings, "sum").reshape(2, n_wings, 4)

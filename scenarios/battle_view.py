@@ -37,7 +37,6 @@ def draw(axes: Any, world: World, rules: Battle) -> None:
             axes.scatter(*position[chosen].T, s=size, marker=marker, c=shades, linewidths=0, zorder=2)
     axes.set(xlim=(left, left + width), ylim=(bottom, bottom + height), xticks=[], yticks=[], aspect="equal")
     numbers = [int((alive & (np.asarray(entities.team) == army)).sum()) for army in (0, 1)]
-    fallen = np.asarray(world.fields.fallen).astype(int)
-    axes.set_title(
-        f"step {int(world.step)}   blue {numbers[0]} (lost {fallen[0]})   red {numbers[1]} (lost {fallen[1]})", fontsize=9
-    )
+    (blue, red), fallen = numbers, np.asarray(world.fields.fallen).astype(int)
+    title = f"step {int(world.step)}   blue {blue} (lost {fallen[0]})   red {red} (lost {fallen[1]})"
+    axes.set_title(title, fontsize=9)

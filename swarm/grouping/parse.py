@@ -41,11 +41,11 @@ def parse_grouping(
     space: AbstractSpace | None = None,
     capacity: Mapping[str, int] | None = None,
 ) -> AbstractGrouping:
-    """Return the rule that a config names: `entity`, `global`, `kind`, `team`, `quadrant`, `modulo:4`, `block:8`,
-    `nearest:depot`.
+    """Return the rule that a config names: `entity`, `global`, `kind`, `team`, `quadrant`, `modulo:4`, `nearest:depot`.
 
-    With memory: `fixed:8` (members for life; newborns join groups below 8), `kmeans:4` (4 for each team) and
-    `components:2.5` (chains of neighbours within 2.5 m). `fixed:8,100` and `components:2.5,100` set the group slots.
+    `block:8` takes consecutive identities. With memory: `fixed:8` (members for life; newborns join groups below 8),
+    `kmeans:4` (4 for each team) and `components:2.5` (chains of neighbours within 2.5 m). `fixed:8,100` and
+    `components:2.5,100` set the group slots.
 
     Args:
         text: the rule as written.

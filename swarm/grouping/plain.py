@@ -107,7 +107,7 @@ class Block(AbstractGrouping):
         slot = block % n_groups
         segment = jnp.where(nodes.exists, slot, n_groups)
         youngest = jax.ops.segment_max(block, segment, n_groups + 1)[:n_groups]
-        return groups_of(nodes, slot, n_groups, youngest)
+        return groups_of(nodes, slot, n_groups, jnp.maximum(youngest, -1))
 
 
 class Quadrant(AbstractGrouping):
