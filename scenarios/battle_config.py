@@ -135,10 +135,10 @@ class BattleConfig(ScenarioConfig):
     @pydantic.model_validator(mode="after")
     def _levels_of_the_policy(self) -> "BattleConfig":
         levels = self.groups.get("levels")
-        if self.world.policy == "squads" and isinstance(levels, list):
-            if ("squad", "wing") not in itertools.pairwise(levels[1:]):
-                raise ValueError(
-                    f'world.policy = "squads" needs "wing" right above "squad" in groups.levels = {levels}; '
-                    'add them, or take world.policy = "focus"'
-                )
+        levels = levels if isinstance(levels, list) else []
+        if self.world.policy == "squads" and ("squad", "wing") not in itertools.pairwise(levels[1:]):
+            raise ValueError(
+                f'world.policy = "squads" needs "wing" right above "squad" in groups.levels = {levels}; '
+                'add them, or take world.policy = "focus"'
+            )
         return self
