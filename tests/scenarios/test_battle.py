@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scenarios.battle import HEALTH, N_MOVES, N_SEEN, WAIT
-from scenarios.battle_layout import CAVALRY, INFANTRY
+from scenarios.battle_layout import ARCHER, CAVALRY, INFANTRY
 from scenarios.battle_policies import FocusFire, attack_or
 from swarm import RandomPolicy, make
 from swarm.config import load
@@ -143,14 +143,17 @@ def test_concentrated_fire_follows_the_square_law():
     np.testing.assert_allclose(left[fighting, 0] + 0.5, expected, atol=0.03 * a)
 
 
-def change_in_mean(simulator, policy, invariant, n_worlds, n_steps):
-    """Mean change of a martingale from the first step to the last, over worlds, and its standard error."""
+def final_strengths(simulator, policy, n_worlds, n_steps):
+    """Entities left in each army at the end, in many worlds."""
     keys = jax.random.split(jax.random.key(7), n_worlds)
-    left = np.asarray(jax.vmap(lambda key: strengths(simulator, policy, key, n_steps))(keys), float)
-    assert left[:, -1].sum() < 0.8 * left[:, 0].sum()
-    values = invariant(left[:, :, 0], left[:, :, 1])
-    change = values[:, -1] - values[:, 0]
-    return change.mean() / values[0, 0], change.std() / np.sqrt(n_worlds) / values[0, 0]
+    left = np.asarray(jax.vmap(lambda key: strengths(simulator, policy, key, n_steps)[-1])(keys), float)
+    return left.T
+
+
+def change(martingale, before, after):
+    """Its mean change over worlds and the standard error, both relative to its start."""
+    start, end = martingale(*before), martingale(*after)
+    return (end.mean() - start) / start, end.std() / np.sqrt(len(end)) / start
 
 
 def test_random_aimed_fire_follows_the_square_law_on_average():
@@ -158,12 +161,12 @@ def test_random_aimed_fire_follows_the_square_law_on_average():
     # beta B, which changes it by -2 alpha beta A B, and B at rate alpha A, by as much upward.
     alpha, beta = 0.004, 0.006
     simulator = duel(40, 24, {"accuracy": alpha}, {"accuracy": beta}, damage=1.0)
-    change, error = change_in_mean(
-        simulator, FireAtNumber(True), lambda a, b: alpha * a * (a + 1) - beta * b * (b + 1), 64, 150
-    )
+    after = final_strengths(simulator, FireAtNumber(True), 64, 120)
+    drift, error = change(lambda a, b: alpha * a * (a + 1) - beta * b * (b + 1), (40, 24), after)
     # Steps are finite: at most one in 20 shots meets one who falls to another in the same step.
     assert error < 0.06
-    assert abs(change) < 4 * error + 0.02
+    assert abs(drift) < 4 * error + 0.02
+    assert after.sum() < 0.8 * 64 * 64
 
 
 def test_unaimed_fire_follows_the_linear_law_on_average():
@@ -171,12 +174,13 @@ def test_unaimed_fire_follows_the_linear_law_on_average():
     # rate in proportion to A B, and B too, so alpha A - beta B is a martingale.
     alpha, beta = 0.04, 0.02
     simulator = duel(8, 8, {"accuracy": alpha}, {"accuracy": beta}, damage=1.0)
-    change, error = change_in_mean(simulator, FireAtNumber(False), lambda a, b: alpha * a - beta * b, 192, 60)
+    after = final_strengths(simulator, FireAtNumber(False), 192, 60)
+    drift, error = change(lambda a, b: alpha * a - beta * b, (8, 8), after)
     assert error < 0.06
-    assert abs(change) < 4 * error + 0.02
-    # The square law would have been left by far.
-    change, error = change_in_mean(simulator, FireAtNumber(False), lambda a, b: a**2 * alpha - b**2 * beta, 192, 60)
-    assert abs(change) > 6 * error
+    assert abs(drift) < 4 * error + 0.02
+    # The square law is left by far.
+    drift, error = change(lambda a, b: alpha * a**2 - beta * b**2, (8, 8), after)
+    assert abs(drift) > 6 * error
 
 
 def test_an_army_that_concentrates_its_fire_beats_one_that_does_not():
@@ -404,19 +408,19 @@ def test_scripted_armies_fight_it_out():
     np.testing.assert_array_equal((left == 0).any(axis=0), metrics["decided"] == 1)
     np.testing.assert_array_equal(metrics["won"] == 1, metrics["health_0"] > metrics["health_1"])
     # Each army had 20 at the start and got two waves of 8.
-    np.testing.assert_array_equal(left + [metrics["killed_1"], metrics["killed_0"]], 36)
+    np.testing.assert_array_equal(left + np.asarray([metrics["killed_1"], metrics["killed_0"]]), 36)
 
 
 def test_kinds_stand_where_they_belong():
-    e = reset(make("battle"), jax.random.key(0))[0].entities
-    own, x, y = (np.asarray(v) for v in (e.alive & (e.team == 0), e.position[:, 0], e.position[:, 1]))
-    kind = np.asarray(e.kind)
-    assert x[own & (kind == INFANTRY)].min() > x[own & (kind == 1)].max()
-    assert np.abs(y[own & (kind == CAVALRY)] - 48).min() > np.abs(y[own & (kind == INFANTRY)] - 48).max()
+    e = jax.tree.map(lambda x: x[0], campaign()[1])
+    own, (x, y) = e.alive & (e.team == 0), e.position.T
+    assert x[own & (e.kind == INFANTRY)].min() > x[own & (e.kind == ARCHER)].max()
+    beside = np.abs(y[own & (e.kind == CAVALRY)] - 14)
+    assert beside.min() > np.abs(y[own & (e.kind == INFANTRY)] - 14).max()
     # Army 1 is army 0 turned by half a turn, but for the jitter.
-    other = np.asarray(e.alive & (e.team == 1))
-    np.testing.assert_allclose(120 - x[other], x[own], atol=1.01)
-    np.testing.assert_allclose(96 - y[other], y[own], atol=1.01)
+    other = e.alive & (e.team == 1)
+    np.testing.assert_allclose(60 - x[other], x[own], atol=1.01)
+    np.testing.assert_allclose(28 - y[other], y[own], atol=1.01)
 
 
 @pytest.mark.parametrize(
