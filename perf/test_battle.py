@@ -15,7 +15,7 @@ from scenarios.battle import N_MOVES
 
 # Entities, worlds, steps.
 CASES = {
-    "1k": (1_000, 1, 32),
+    "1k": (1_000, 1, 20),
     "4k": (4_000, 1, 32),
     "10k": (10_000, 1, 16),
     "100k": (100_000, 1, 8),
