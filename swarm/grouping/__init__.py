@@ -10,12 +10,13 @@ from swarm.grouping.fixed import Fixed
 from swarm.grouping.kmeans import KMeans
 from swarm.grouping.nearest import NearestAnchor
 from swarm.grouping.parse import RULES, parse_grouping
-from swarm.grouping.plain import ByKind, ByTeam, EachNode, Everyone, Modulo, Quadrant
+from swarm.grouping.plain import Block, ByKind, ByTeam, EachNode, Everyone, Modulo, Quadrant
 from swarm.grouping.rule import AbstractGrouping, Nodes, Previous
 
 __all__ = [
     "RULES",
     "AbstractGrouping",
+    "Block",
     "ByKind",
     "ByTeam",
     "Components",

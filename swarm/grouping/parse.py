@@ -10,7 +10,7 @@ from swarm.grouping.components import Components
 from swarm.grouping.fixed import Fixed
 from swarm.grouping.kmeans import KMeans
 from swarm.grouping.nearest import NearestAnchor
-from swarm.grouping.plain import ByKind, ByTeam, EachNode, Everyone, Modulo, Quadrant
+from swarm.grouping.plain import Block, ByKind, ByTeam, EachNode, Everyone, Modulo, Quadrant
 from swarm.grouping.rule import AbstractGrouping
 from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Open
@@ -23,6 +23,7 @@ RULES = (
     "quadrant",
     "modulo:K",
     "nearest:KIND",
+    "block:SIZE",
     "fixed:SIZE",
     "kmeans:K",
     "components:RADIUS",
@@ -42,8 +43,9 @@ def parse_grouping(
 ) -> AbstractGrouping:
     """Return the rule that a config names: `entity`, `global`, `kind`, `team`, `quadrant`, `modulo:4`, `nearest:depot`.
 
-    With memory: `fixed:8` (members for life; newborns join groups below 8), `kmeans:4` (4 for each team) and
-    `components:2.5` (chains of neighbours within 2.5 m). `fixed:8,100` and `components:2.5,100` set the group slots.
+    `block:8` takes consecutive identities. With memory: `fixed:8` (members for life; newborns join groups below 8),
+    `kmeans:4` (4 for each team) and `components:2.5` (chains of neighbours within 2.5 m). `fixed:8,100` and
+    `components:2.5,100` set the group slots.
 
     Args:
         text: the rule as written.
@@ -83,6 +85,8 @@ def parse_grouping(
     match name:
         case "modulo":
             return Modulo(count(argument, "a whole number of at least 1, like 'modulo:4'"))
+        case "block":
+            return Block(count(argument, "a whole number of at least 1, like 'block:8'"))
         case "kmeans":
             return KMeans(space, count(argument, "a whole number of at least 1, like 'kmeans:4'"), n_teams)
         case "fixed":

@@ -1,6 +1,7 @@
 """Rules that need no more than a node's own kind, team, identity or place."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -83,6 +84,30 @@ class Modulo(AbstractGrouping):
     ) -> tuple[Int[Array, " n"], Nodes]:
         """Slot identity mod k."""
         return groups_of(nodes, nodes.identity % self.k, self.k)
+
+
+class Block(AbstractGrouping):
+    """Groups of `size` consecutive identities: entities born together, neighbouring groups.
+
+    Block b has slot b modulo the number of slots; should two living blocks meet in a slot, they are one group.
+    """
+
+    size: int = eqx.field(static=True)
+
+    def n_groups(self, n_nodes: int) -> int:
+        """One for each `size` nodes, begun blocks included."""
+        return -(-n_nodes // self.size)
+
+    def __call__(
+        self, nodes: Nodes, entities: Entities, previous: Previous | None = None
+    ) -> tuple[Int[Array, " n"], Nodes]:
+        """Slot (identity // size) modulo the number of slots; the group's identity is its youngest block."""
+        n_groups = self.n_groups(nodes.exists.shape[0])
+        block = nodes.identity // self.size
+        slot = block % n_groups
+        segment = jnp.where(nodes.exists, slot, n_groups)
+        youngest = jax.ops.segment_max(block, segment, n_groups + 1)[:n_groups]
+        return groups_of(nodes, slot, n_groups, jnp.maximum(youngest, -1))
 
 
 class Quadrant(AbstractGrouping):
