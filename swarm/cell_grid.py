@@ -2,9 +2,10 @@
 
 Entities are sorted by cell, so that the cells of one row (along the first axis) lie side by side. `block` entities that
 follow each other in a row share a list of candidates: for each of the 3^(d-1) rows around theirs, the run of cells that
-reaches a radius beyond the block's first and last. Blocks and their candidates are dense arrays, and the work is a loop
-over candidates whose every step handles all entities at once. (Candidate lists per cell would be padded to the fullest
-cell twice, for those who look and for those who are seen; here only the list itself is padded.)
+reaches a radius beyond the block's first and last. The work is a loop over candidates whose every step handles many
+blocks at once; what one step handles is dense, so only the ends of lists are padding. Blocks are sorted by the length
+of their lists: all of them take part in the first steps, a quarter in the next, a sixteenth in the last, so that a
+crowd somewhere does not cost everywhere.
 """
 
 import functools
@@ -18,11 +19,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest, Neighbors, Pair
-from swarm.space import AbstractSpace, length
+from swarm.space import AbstractSpace, length, rounded
 
 # Along the first axis cells are half as wide as along the others, which shortens the lists.
 REACH = 2
-_UNROLL = 16
+_UNROLL = 4
 _NOBODY = np.uint32(0xFFFFFFFF)
 
 
@@ -33,37 +34,51 @@ class CellGrid(AbstractNeighborSearch):
         space: measures displacements. Cells repeat beyond its box, so that any position is right, if slower.
         radius: neighbours are nearer than this; metres. May be lowered by value; beyond the cells' width it overflows.
         cells: number of cells along each axis; at least a radius wide, half of it along the first axis.
-        window: candidates that a block of entities can have; too few are flagged as overflow.
+        windows: candidates for which all blocks have room, how many more a quarter of them, and a sixteenth.
         block: entities that share a list of candidates.
     """
 
     space: AbstractSpace
     radius: Float[Array, ""]
     cells: tuple[int, ...] = eqx.field(static=True)
-    window: int = eqx.field(static=True)
+    windows: tuple[int, ...] = eqx.field(static=True)
     block: int = eqx.field(static=True, default=8)
 
-    def find(self, position: Float[Array, "n d"], alive: Bool[Array, " n"]) -> "CellGridNeighbors":
+    def find(
+        self, position: Float[Array, "n d"], alive: Bool[Array, " n"], among: Among | None = None
+    ) -> "CellGridNeighbors":
         """Sort, and list the candidates of each block."""
-        cell = jnp.where(alive, self._cell(position), self.n_cells)
-        order, sorted_cell = _sort(cell, self.n_cells)
-        count = jax.ops.segment_sum(jnp.ones_like(cell), cell, self.n_cells + 1)[:-1]
+        n_layers, layer, rest = 1, jnp.zeros(position.shape[0], jnp.int32), among
+        if among is not None and among.n_labels is not None:
+            n_layers, layer, rest = among.n_labels, among.label, None
+            alive = alive & (layer >= 0) & (layer < n_layers)
+        across = among is not None and rest is None and not among.same
+        layers = list(range(1, n_layers)) if across else [0]
+        cell = jnp.where(alive, layer * self.n_cells + self._cell(position), n_layers * self.n_cells)
+        order, sorted_cell = _sort(cell, n_layers * self.n_cells)
+        count = jax.ops.segment_sum(jnp.ones_like(cell), cell, n_layers * self.n_cells + 1)[:-1]
         start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count, dtype=jnp.int32)])
         blocks = self._blocks(start, sorted_cell)
-        candidate, n_candidates, own = self._candidates(start, sorted_cell, blocks)
-        reach = self.space.size / np.asarray(self.cells) * np.asarray([REACH] + [1] * (len(self.cells) - 1))
-        overflow = jnp.any(n_candidates > self.window) | jnp.any(self.radius > reach)
+        runs = self._runs(start, sorted_cell, blocks, layers, n_layers)
+        member, n_candidates, runs, by_length = _longest_first(blocks, runs)
+        own = jnp.full_like(member, -1)
+        if layers == [0]:  # the members' own row is the first run
+            own = member - runs.begin[0][:, None]
+            own = jnp.where(own < 0, own + (runs.row_end[0] - runs.row_start[0])[:, None], own)
+        tiers = self._tiers(runs, position.shape[0])
+        too_wide = jnp.any(self.radius > self._reach())
         return CellGridNeighbors(
-            overflow=overflow,
+            overflow=too_wide | self._overflows(n_candidates),
             search=self,
+            among=rest,
             alive=alive,
             order=order,
             position=position[order],
-            member=blocks.member,
+            member=member,
             own=own,
-            candidate=candidate,
+            tiers=tiers,
             n_candidates=n_candidates,
-            place=jnp.zeros_like(order).at[order].set(blocks.place),
+            place=jnp.zeros_like(order).at[order].set(by_length[blocks.number] * self.block + blocks.lane),
         )
 
     @property
@@ -76,6 +91,11 @@ class CellGrid(AbstractNeighborSearch):
         """Rows of cells along the first axis."""
         return self.n_cells // self.cells[0]
 
+    def _reach(self) -> Float[Array, " d"]:
+        """The widest radius for which the cells are right."""
+        cells = np.asarray([self.cells[0] / REACH, *self.cells[1:]], np.float32)
+        return self.space.size / cells
+
     def _cell(self, position: Float[Array, "n d"]) -> Int[Array, " n"]:
         """Cell of each entity, the first axis fastest."""
         cell = jnp.zeros(position.shape[0], jnp.int32)
@@ -87,12 +107,13 @@ class CellGrid(AbstractNeighborSearch):
 
     def _blocks(self, start: Int[Array, " c"], sorted_cell: Int[Array, " n"]) -> "_Blocks":
         """Cut each row into blocks; as many as there could ever be."""
-        n, n_rows, size = sorted_cell.shape[0], self.n_rows, self.block
-        row_start = start[:: self.cells[0]]
+        n, size, width = sorted_cell.shape[0], self.block, self.cells[0]
+        row_start = start[::width]
+        n_rows = row_start.shape[0] - 1
         blocks_before = jnp.cumsum((row_start[1:] - row_start[:-1] + size - 1) // size, dtype=jnp.int32)
         blocks_before = jnp.concatenate([jnp.zeros(1, jnp.int32), blocks_before])
         number = jnp.arange(-(-n // size) + n_rows, dtype=jnp.int32)
-        # A row begins where its first block does; rows without entities have none, hence the maximum.
+        # A row begins where its first block does; rows without entities have none.
         begins = jnp.where(blocks_before[1:] > blocks_before[:-1], blocks_before[:-1], number.shape[0])
         row = jnp.zeros_like(number).at[begins].max(jnp.arange(n_rows, dtype=jnp.int32), mode="drop")
         row = jax.lax.cummax(row)
@@ -100,85 +121,132 @@ class CellGrid(AbstractNeighborSearch):
         end = jnp.minimum(first + size, row_start[row + 1])
         used = number < blocks_before[-1]
         first, end = jnp.where(used, first, 0), jnp.where(used, end, 0)
-        member = first[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
-        own_row = jnp.minimum(sorted_cell // self.cells[0], n_rows - 1)
-        place = blocks_before[own_row] * size + jnp.arange(n, dtype=jnp.int32) - row_start[own_row]
-        return _Blocks(row, first, end, jnp.minimum(member, n - 1), jnp.minimum(place, number.shape[0] * size - 1))
+        member = jnp.minimum(first[:, None] + jnp.arange(size, dtype=jnp.int32)[None], n - 1)
+        own_row = jnp.minimum(sorted_cell // width, n_rows - 1)
+        along = jnp.arange(n, dtype=jnp.int32) - row_start[own_row]
+        # The dead, sorted last, stand anywhere.
+        block = jnp.minimum(blocks_before[own_row] + along // size, number.shape[0] - 1)
+        return _Blocks(row, first, end, member, block, along % size)
 
-    def _candidates(
-        self, start: Int[Array, " c"], sorted_cell: Int[Array, " n"], blocks: "_Blocks"
-    ) -> tuple[Int[Array, "w b"], Int[Array, " b"], Int[Array, "b m"]]:
-        """List the candidates of each block as ranks, and say how many they are and which ones are the members."""
+    def _runs(
+        self,
+        start: Int[Array, " c"],
+        sorted_cell: Int[Array, " n"],
+        blocks: "_Blocks",
+        layers: list[int],
+        n_layers: int,
+    ) -> "_Runs":
+        """The runs of candidates of each block, as ranks: one in each row around it, in each layer that counts."""
         width, n = self.cells[0], sorted_cell.shape[0]
         from_cell = sorted_cell[jnp.minimum(blocks.first, n - 1)] % width - REACH
         to_cell = sorted_cell[jnp.maximum(blocks.end - 1, 0)] % width + REACH
-        wanted = jnp.arange(self.window, dtype=jnp.int32)[:, None]
-        candidate = jnp.zeros((self.window, blocks.row.shape[0]), jnp.int32)
-        before, own = jnp.zeros_like(blocks.row), None
-        for row in self._rows_around(blocks.row):
+        wraps = (from_cell < 0) | (to_cell >= width)
+        whole = to_cell - from_cell + 1 >= width
+        runs = []
+        for row in self._rows_around(blocks.row, layers, n_layers):
             row_start, row_end = start[row * width], start[(row + 1) * width]
-            begin = start[row * width + from_cell % width]
+            begin, end = start[row * width + from_cell % width], start[row * width + to_cell % width + 1]
             # Cells left of the first or right of the last are those at the other end of the row.
-            end = start[row * width + to_cell % width + 1]
-            wraps = (from_cell < 0) | (to_cell >= width)
-            whole = to_cell - from_cell + 1 >= width
-            count = jnp.where(whole, row_end - row_start, end - begin + jnp.where(wraps, row_end - row_start, 0))
-            count = jnp.where(blocks.end > blocks.first, count, 0)
-            rank = begin[None] + wanted - before[None]
-            rank = jnp.where(rank >= row_end[None], rank - (row_end - row_start)[None], rank)
-            candidate = jnp.where(wanted >= before[None], rank, candidate)
-            before = before + count
-            if own is None:  # the members' own row comes first
-                own = blocks.member - begin[:, None]
-                own = jnp.where(own < 0, own + (row_end - row_start)[:, None], own)
-        assert own is not None
-        return jnp.clip(candidate, 0, n - 1), before, own
+            count = jnp.where(wraps, end - begin + row_end - row_start, end - begin)
+            count = jnp.where(whole, row_end - row_start, count)
+            runs.append(_Runs(begin, jnp.where(blocks.end > blocks.first, count, 0), row_start, row_end))
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *runs)
 
-    def _rows_around(self, row: Int[Array, " b"]) -> list[Int[Array, " b"]]:
+    def _rows_around(self, row: Int[Array, " b"], layers: list[int], n_layers: int) -> list[Int[Array, " b"]]:
         """The row itself, then those beside it, each once, also where there are fewer than three along an axis."""
+        layer, row = row // self.n_rows, row % self.n_rows
         rows, stride = [row], 1
         for n_along in self.cells[1:]:
             along = row // stride % n_along
             steps = (0, -1, 1) if n_along >= 3 else tuple(range(n_along))
             rows = [r + ((along + step) % n_along - along) * stride for r in rows for step in steps]
             stride *= n_along
-        return rows
+        return [r + (layer + step) % n_layers * self.n_rows for step in layers for r in rows]
+
+    def _sizes(self, n_blocks: int) -> list[int]:
+        """How many blocks take part in each tier."""
+        return [max(1, -(-n_blocks // 4**tier)) for tier in range(len(self.windows))]
+
+    def _tiers(self, runs: "_Runs", n: int) -> tuple[Int[Array, "_ _"], ...]:
+        """Candidates of the blocks in each tier, as ranks; beyond the end of a list, anybody."""
+        tiers, done = [], 0
+        for window, size in zip(self.windows, self._sizes(runs.length.shape[1]), strict=True):
+            wanted = done + jnp.arange(window, dtype=jnp.int32)[:, None]
+            candidate, before = jnp.zeros((window, size), jnp.int32), jnp.zeros(size, jnp.int32)
+            for i in range(runs.length.shape[0]):
+                begin, count, row_start, row_end = (x[i, :size] for x in runs)
+                rank = begin[None] + wanted - before[None]
+                rank = jnp.where(rank >= row_end[None], rank - (row_end - row_start)[None], rank)
+                candidate = jnp.where(wanted >= before[None], rank, candidate)
+                before = before + count
+            tiers.append(jnp.clip(candidate, 0, n - 1))
+            done += window
+        return tuple(tiers)
+
+    def _overflows(self, n_candidates: Int[Array, " b"]) -> Bool[Array, ""]:
+        """Whether a list is longer than its tiers allow; lists come in descending order of length."""
+        n_blocks = n_candidates.shape[0]
+        # The longest list that takes part in each tier and not in the next.
+        first = [*self._sizes(n_blocks)[1:], 0]
+        longest = [n_candidates[i] if i < n_blocks else jnp.int32(0) for i in first]
+        return jnp.any(jnp.stack(longest) > np.cumsum(self.windows))
 
 
 class _Blocks(NamedTuple):
-    """Row, first rank and rank after the last of each block; its members; the place of each rank among them."""
+    """Row, first rank, rank after the last, and ranks of the members of each block; block and lane of each rank."""
 
     row: Int[Array, " b"]
     first: Int[Array, " b"]
     end: Int[Array, " b"]
     member: Int[Array, "b m"]
-    place: Int[Array, " n"]
+    number: Int[Array, " n"]
+    lane: Int[Array, " n"]
+
+
+class _Runs(NamedTuple):
+    """Runs of candidates: the rank that each begins at, its length, and the ranks between which it wraps around."""
+
+    begin: Int[Array, "*r b"]
+    length: Int[Array, "*r b"]
+    row_start: Int[Array, "*r b"]
+    row_end: Int[Array, "*r b"]
+
+
+def _longest_first(blocks: _Blocks, runs: _Runs) -> tuple[Int[Array, "b m"], Int[Array, " b"], _Runs, Int[Array, " b"]]:
+    """Members, list lengths and runs of the blocks in descending order of length, and the new place of each block."""
+    n_candidates = jnp.sum(runs.length, axis=0, dtype=jnp.int32)
+    n_blocks = n_candidates.shape[0]
+    order, _ = _sort(jnp.max(n_candidates) - n_candidates, blocks.number.shape[0])
+    place = jnp.zeros(n_blocks, jnp.int32).at[order].set(jnp.arange(n_blocks, dtype=jnp.int32))
+    return blocks.member[order], n_candidates[order], _Runs(*(x[:, order] for x in runs)), place
 
 
 class CellGridNeighbors(Neighbors):
     """The sorted population; ranks are places in the sorted order.
 
     Attributes:
-        overflow: whether some block has more candidates than the window holds, or the radius is wider than a cell.
+        overflow: whether a list of candidates has no room, or the radius is wider than a cell.
         search: the grid.
-        alive: by slot.
+        among: restriction that the lists do not follow already.
+        alive: by slot, those who count.
         order: slot of each rank.
         position: of each rank.
-        member: ranks of each block's members.
-        own: their numbers among the candidates.
-        candidate: ranks of each block's candidates.
-        n_candidates: how many of them there are.
+        member: ranks of each block's members; blocks by descending length of their lists.
+        own: their numbers among the candidates; -1: not among them.
+        tiers: ranks of the candidates, of all blocks, of the first quarter, and so on.
+        n_candidates: how many each block has.
         place: where each slot stands among the members of all blocks.
     """
 
     overflow: Bool[Array, ""]
     search: CellGrid
+    among: Among | None
     alive: Bool[Array, " n"]
     order: Int[Array, " n"]
     position: Float[Array, "n d"]
     member: Int[Array, "b m"]
     own: Int[Array, "b m"]
-    candidate: Int[Array, "w b"]
+    tiers: tuple[Int[Array, "_ _"], ...]
     n_candidates: Int[Array, " b"]
     place: Int[Array, " n"]
 
@@ -210,17 +278,34 @@ class CellGridNeighbors(Neighbors):
             return [found[i] for i in range(n_outputs)]
 
         over_blocks = jax.vmap(jax.vmap(outputs, in_axes=(0, 0, 0, None)))
-        mine = [column[self.member] for column in shown.T]
 
-        def add(totals: list[Array], candidate: _Candidate) -> tuple[list[Array], None]:
-            near, ways, square = self._look(candidate, among)
-            terms = over_blocks(ways, _root(square), mine, candidate.row[:, n_dimensions:])
-            chosen = [jnp.where(near, term, neutral) for term in terms]
-            return [operation(total, term) for total, term in zip(totals, chosen, strict=True)], None
+        def add(totals: list[Array], seen: _Seen) -> list[Array]:
+            mine = [column[self.member[: seen.near.shape[0]]] for column in shown.T]
+            terms = over_blocks(seen.ways, _root(seen.square), mine, seen.theirs)
+            chosen = [jnp.where(seen.near, term, neutral) for term in terms]
+            return [operation(total, term) for total, term in zip(totals, chosen, strict=True)]
 
         start = [jnp.full(self.member.shape, neutral)] * n_outputs
-        totals, _ = jax.lax.scan(add, start, self._listed(shown, among), unroll=_UNROLL)
+        totals = self._over_candidates(add, start, self._listed(shown, among), among)
         return jnp.stack([total.ravel() for total in totals], axis=1)[self.place]
+
+    def _over_candidates(
+        self,
+        operation: Callable[[list[Array], "_Seen"], list[Array]],
+        carry: list[Array],
+        listed: list["_Candidate"],
+        among: Among | None,
+    ) -> list[Array]:
+        """Fold an operation over the candidates of all blocks, tier by tier; carries are [b, m]."""
+        for tier in listed:
+            size = tier.limit.shape[1]
+
+            def body(part: list[Array], candidate: _Candidate) -> tuple[list[Array], None]:
+                return operation(part, self._look(candidate, among)), None
+
+            part, _ = jax.lax.scan(body, [x[:size] for x in carry], tier, unroll=_UNROLL)
+            carry = [jnp.concatenate([new, old[size:]]) for new, old in zip(part, carry, strict=True)]
+        return carry
 
     def nearest(self, k: int, among: Among | None = None) -> Nearest:
         """Find the nearest of all candidates, then the nearest of those that come after it, and so on.
@@ -228,7 +313,7 @@ class CellGridNeighbors(Neighbors):
         Squared distances in 32 - b bits and the candidate's number in the b others make one integer to minimise, which
         is exact to the rounding of a float at the radius.
         """
-        bits = max(1, (self.search.window - 1).bit_length())
+        bits = max(1, (sum(self.search.windows) - 1).bit_length())
         nobody = jnp.full(self.member.shape, _NOBODY)
         scale = 2.0 ** (32 - bits) / jnp.square(self.search.radius)
         largest = np.nextafter(np.float32(2.0 ** (32 - bits)), np.float32(0.0))
@@ -237,13 +322,13 @@ class CellGridNeighbors(Neighbors):
         def next_nearest(bound: Array, _: None) -> tuple[Array, Array]:
             """The least key that is not below a bound, and the bound above it."""
 
-            def closer(best: Array, candidate: _Candidate) -> tuple[Array, None]:
-                near, _, square = self._look(candidate, among)
-                rounded = jnp.minimum(square * scale, largest).astype(jnp.uint32)
-                key = jnp.where(near, (rounded << bits) | candidate.number.astype(jnp.uint32), nobody)
-                return jnp.minimum(best, jnp.where(key >= bound, key, nobody)), None
+            def closer(best: list[Array], seen: _Seen) -> list[Array]:
+                rounded = jnp.minimum(seen.square * scale, largest).astype(jnp.uint32)
+                key = (rounded << bits) | seen.number.astype(jnp.uint32)
+                key = jnp.where(seen.near & (key >= bound[: key.shape[0]]), key, _NOBODY)
+                return [jnp.minimum(best[0], key)]
 
-            best, _ = jax.lax.scan(closer, nobody, listed, unroll=_UNROLL)
+            (best,) = self._over_candidates(closer, [nobody], listed, among)
             return jnp.where(best == _NOBODY, nobody, best + 1), best
 
         _, keys = jax.lax.scan(next_nearest, jnp.zeros(self.member.shape, jnp.uint32), None, length=k)
@@ -253,49 +338,77 @@ class CellGridNeighbors(Neighbors):
     def _decode(self, key: UInt[Array, "n k"], bits: int) -> Nearest:
         valid = (key != _NOBODY) & self.alive[:, None]
         number = jnp.where(valid, key & np.uint32((1 << bits) - 1), 0).astype(jnp.int32)
-        rank = self.candidate[number, (self.place // self.member.shape[1])[:, None]]
+        block, first = (self.place // self.member.shape[1])[:, None], 0
+        rank = jnp.zeros_like(number)
+        for tier in self.tiers:
+            within = jnp.clip(number - first, 0, tier.shape[0] - 1)
+            found = tier[within, jnp.minimum(block, tier.shape[1] - 1)]
+            rank = jnp.where(number >= first, found, rank)
+            first += tier.shape[0]
         here = jnp.zeros_like(self.position).at[self.order].set(self.position)
         space, there = self.search.space, self.position[rank]
         ways = [space.shortest(there[..., a] - here[:, None, a], a) for a in range(here.shape[1])]
         ways = [jnp.where(valid, way, 0.0) for way in ways]
         return Nearest(jnp.where(valid, self.order[rank], -1), length(ways), jnp.stack(ways, axis=-1))
 
-    def _listed(self, shown: Float[Array, "n v"], among: Among | None) -> "_Candidate":
-        """Gather what each block's candidates show, once for all members."""
-        rows = jnp.concatenate([self.position, shown], axis=1)[self.candidate]
-        number = jnp.arange(self.candidate.shape[0], dtype=jnp.int32)
-        listed = number[:, None] < self.n_candidates[None]
-        label = among.label[self.order][self.candidate] if among is not None else None
-        return _Candidate(number, jnp.where(listed, jnp.square(self.search.radius), -1.0), rows, label)
+    def _listed(self, shown: Float[Array, "n v"], among: Among | None) -> list["_Candidate"]:
+        """Gather what the candidates of each block show, once for all members; tier by tier."""
+        rows, first, listed = jnp.concatenate([self.position, shown], axis=1), 0, []
+        labels = [a.label[self.order] for a in (self.among, among) if a is not None]
+        for tier in self.tiers:
+            number = first + jnp.arange(tier.shape[0], dtype=jnp.int32)
+            exists = number[:, None] < self.n_candidates[None, : tier.shape[1]]
+            limit = jnp.where(exists, jnp.square(self.search.radius), -1.0)
+            listed.append(_Candidate(number, limit, rows[tier], [label[tier] for label in labels]))
+            first += tier.shape[0]
+        return listed
 
-    def _look(
-        self, candidate: "_Candidate", among: Among | None
-    ) -> tuple[Bool[Array, "b m"], list[Float[Array, "b m"]], Float[Array, "b m"]]:
-        """Whether a candidate is a neighbour of each member, the way to it by axis, and its squared length."""
-        space = self.search.space
-        here = [column[self.member] for column in self.position.T]
+    def _look(self, candidate: "_Candidate", among: Among | None) -> "_Seen":
+        """Measure the ways from the members of blocks to a candidate of each."""
+        space, n_dimensions, size = self.search.space, self.position.shape[1], candidate.limit.shape[0]
+        member = self.member[:size]
+        here = [column[member] for column in self.position.T]
         ways = [space.shortest(candidate.row[:, None, axis] - mine, axis) for axis, mine in enumerate(here)]
-        square = sum((jnp.square(way) for way in ways[1:]), start=jnp.square(ways[0]))
-        near = (square < candidate.limit[:, None]) & (self.own != candidate.number)
-        if among is not None and candidate.label is not None:
-            near = near & among.allows(among.label[self.order][self.member], candidate.label[:, None])
-        return near, ways, square
+        square = sum((rounded(jnp.square(way)) for way in ways[1:]), start=rounded(jnp.square(ways[0])))
+        near = (square < candidate.limit[:, None]) & (self.own[:size] != candidate.number)
+        restrictions = [a for a in (self.among, among) if a is not None]
+        for restriction, label in zip(restrictions, candidate.labels, strict=True):
+            near = near & restriction.allows(restriction.label[self.order][member], label[:, None])
+        return _Seen(near, ways, square, candidate.number, candidate.row[:, n_dimensions:])
 
 
 class _Candidate(NamedTuple):
-    """One candidate of each block.
+    """One candidate of each block of a tier.
 
     Attributes:
         number: in the list.
         limit: squared distance below which it counts; negative where the list has ended.
         row: its position and values.
-        label: as in `Among`.
+        labels: one for each restriction.
     """
 
     number: Int[Array, "*w"]
     limit: Float[Array, "*w b"]
     row: Float[Array, "*w b v"]
-    label: Int[Array, "*w b"] | None
+    labels: list[Int[Array, "*w b"]]
+
+
+class _Seen(NamedTuple):
+    """A candidate as the members of its block see it.
+
+    Attributes:
+        near: whether it is a neighbour.
+        ways: to it, by axis.
+        square: of the distance.
+        number: in the list.
+        theirs: its values.
+    """
+
+    near: Bool[Array, "b m"]
+    ways: list[Float[Array, "b m"]]
+    square: Float[Array, "b m"]
+    number: Int[Array, ""]
+    theirs: Float[Array, "b v"]
 
 
 def _root(square: Float[Array, "b m"]) -> Float[Array, "b m"]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.space import AbstractSpace, length
+from swarm.space import AbstractSpace, length, rounded
 
 Pair = Callable[[Float[Array, " d"], Float[Array, ""], Float[Array, " v"], Float[Array, " v"]], Float[Array, " o"]]
 
@@ -23,10 +23,12 @@ class Among(eqx.Module):
     Attributes:
         label: of each slot; who has a negative one is nobody's neighbour, and has none.
         same: True: only those of the same label; False: only those of another one.
+        n_labels: where labels are few and below this number, `find` can keep them apart, which is faster.
     """
 
     label: Int[Array, " n"]
     same: bool = eqx.field(static=True)
+    n_labels: int | None = eqx.field(static=True, default=None)
 
     def allows(self, mine: Int[Array, "*#p"], theirs: Int[Array, "*#p"]) -> Bool[Array, "*_p"]:
         """Whether two labels may be neighbours."""
@@ -105,8 +107,14 @@ class AbstractNeighborSearch(eqx.Module):
     radius: eqx.AbstractVar[Float[Array, ""]]
 
     @abc.abstractmethod
-    def find(self, position: Float[Array, "n d"], alive: Bool[Array, " n"]) -> Neighbors:
-        """Look at where the living are."""
+    def find(self, position: Float[Array, "n d"], alive: Bool[Array, " n"], among: Among | None = None) -> Neighbors:
+        """Look at where the living are, and list who may be whose neighbour.
+
+        Args:
+            position: of all slots.
+            alive: who counts.
+            among: restricts every question that is asked of the result; a question may restrict itself further.
+        """
 
 
 class AllPairs(AbstractNeighborSearch):
@@ -115,14 +123,18 @@ class AllPairs(AbstractNeighborSearch):
     space: AbstractSpace
     radius: Float[Array, ""]
 
-    def find(self, position: Float[Array, "n d"], alive: Bool[Array, " n"]) -> "AllPairsNeighbors":
+    def find(
+        self, position: Float[Array, "n d"], alive: Bool[Array, " n"], among: Among | None = None
+    ) -> "AllPairsNeighbors":
         """Measure all distances."""
         here = jnp.where(alive[:, None], position, 0.0)
         ways = [self.space.shortest(here[None, :, axis] - here[:, None, axis], axis) for axis in range(here.shape[1])]
         distance = length(ways)
-        square = sum((jnp.square(way) for way in ways[1:]), start=jnp.square(ways[0]))
+        square = sum((rounded(jnp.square(way)) for way in ways[1:]), start=rounded(jnp.square(ways[0])))
         n = alive.shape[0]
         near = (square < jnp.square(self.radius)) & alive[:, None] & alive[None, :] & ~jnp.eye(n, dtype=bool)
+        if among is not None:
+            near = near & among.allows(among.label[:, None], among.label[None, :])
         return AllPairsNeighbors(jnp.zeros((), bool), alive, jnp.stack(ways), distance, near)
 
 
