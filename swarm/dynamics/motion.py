@@ -1,0 +1,80 @@
+"""The extension point for dynamics, and the state they advance.
+
+A scenario's `act` reads
+
+    motion = Motion.of(entities, fields.inner)
+    motion = self.dynamics.step(motion, self.dynamics.command(action, entities.kind), entities.kind, self.time_step)
+    entities = motion.into(entities)
+
+Parameters are arrays over kinds, gathered once in a step. All is per entity: what a dead slot holds stays there.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from swarm.entities import Entities
+
+
+class Motion(eqx.Module):
+    """The state of motion of `n` entities, or of one (without the axis n).
+
+    Attributes:
+        position: metres.
+        velocity: metres per second.
+        heading: radians, counter-clockwise from the first axis.
+        inner: what else the dynamics carry from step to step (attitude, rates, rotor speeds): arrays with leading axis
+            n, of the structure that `AbstractDynamics.init` sets; None where there is nothing. The scenario keeps it in
+            its fields.
+    """
+
+    position: Float[Array, "*n d"]
+    velocity: Float[Array, "*n d"]
+    heading: Float[Array, "*n"]
+    inner: PyTree = None
+
+    @classmethod
+    def of(cls, entities: Entities, inner: PyTree = None) -> "Motion":
+        """Read it from the population."""
+        return cls(entities.position, entities.velocity, entities.heading, inner)
+
+    def into(self, entities: Entities) -> Entities:
+        """Write position, velocity and heading to the population."""
+        new = self.position, self.velocity, self.heading
+        return eqx.tree_at(lambda e: (e.position, e.velocity, e.heading), entities, new)
+
+
+class AbstractDynamics(eqx.Module):
+    """Moves entities under a command that is held during a step.
+
+    Commands are in physical units and limited here, so that any finite command is legal.
+    """
+
+    @abc.abstractmethod
+    def n_commands(self, n_dimensions: int) -> int:
+        """Numbers in the command of an entity."""
+
+    @abc.abstractmethod
+    def command(self, action: Float[Array, "n c"], kind: Int[Array, " n"]) -> Float[Array, "n c"]:
+        """Commands from actions in [-1, 1], which span the limits of a kind; these must be finite then."""
+
+    @abc.abstractmethod
+    def init(self, entities: Entities) -> Motion:
+        """Return the motion of the population as it stands, with `inner` at its start values.
+
+        Slots that pass to a new entity need new start values, too: the scenario selects them by `uid`.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self, motion: Motion, command: Float[Array, "n c"], kind: Int[Array, " n"], dt: Float[Array, ""]
+    ) -> Motion:
+        """Advance by `dt` seconds."""
+
+
+def wrapped(angle: Float[Array, "*v"]) -> Float[Array, "*v"]:
+    """The same angle in [-pi, pi]; radians."""
+    return angle - 2 * jnp.pi * jax.lax.stop_gradient(jnp.round(angle / (2 * jnp.pi)))
