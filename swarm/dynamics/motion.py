@@ -38,8 +38,10 @@ class Motion(eqx.Module):
 
     @classmethod
     def of(cls, entities: Entities, inner: PyTree = None) -> "Motion":
-        """Read it from the population."""
-        return cls(entities.position, entities.velocity, entities.heading, inner)
+        """Read it from the population; 0 for the dead, whose NaN would reach the gradients of shared parameters."""
+        alive = entities.alive
+        place, velocity = (jnp.where(alive[:, None], x, 0.0) for x in (entities.position, entities.velocity))
+        return cls(place, velocity, jnp.where(alive, entities.heading, 0.0), inner)
 
     def into(self, entities: Entities) -> Entities:
         """Write position, velocity and heading to the population."""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarm.space import Periodic
+from swarm.space import Open, Periodic, Walled
 
 fixed = settings(deadline=None, derandomize=True, max_examples=40)
 SIZE = np.asarray([5.0, 3.0], np.float32)
@@ -41,3 +41,63 @@ def test_wrapped_positions_are_inside_the_box(position):
     assert ((wrapped >= 0) & (wrapped < SIZE)).all()
     turns = (wrapped.astype(float) - position) / SIZE
     np.testing.assert_allclose(turns, np.round(turns), atol=1e-5)
+
+
+FAST = hnp.arrays(np.float32, (N, 2), elements=st.floats(-20, 20, width=32))
+LOWER = np.asarray([-1.0, 2.0], np.float32)
+
+
+def walled(restitution):
+    return Walled(jnp.asarray(LOWER), jnp.asarray(SIZE), jnp.float32(restitution))
+
+
+confine = jax.jit(lambda space, position, velocity: space.confine(position, velocity))
+
+
+@given(FAST, FAST, st.sampled_from([0.0, 0.5, 1.0]))
+@fixed
+def test_walls_contain_and_give_no_energy(position, velocity, restitution):
+    inside, after = (np.asarray(x) for x in confine(walled(restitution), jnp.asarray(position), jnp.asarray(velocity)))
+    below, above = position < LOWER, position > LOWER + SIZE
+    assert ((inside >= LOWER) & (inside <= LOWER + SIZE)).all()
+    assert (np.abs(after) <= np.abs(velocity)).all()
+    if restitution == 1.0:
+        np.testing.assert_array_equal(np.abs(after), np.abs(velocity))
+    # Who stayed inside feels nothing; at a wall nobody moves outward, and who came back already is not turned round.
+    stayed = ~(below | above)
+    np.testing.assert_array_equal(inside[stayed], position[stayed])
+    np.testing.assert_array_equal(after[stayed], velocity[stayed])
+    assert (after[below] >= 0).all()
+    assert (after[above] <= 0).all()
+    inward = (below & (velocity > 0)) | (above & (velocity < 0))
+    np.testing.assert_array_equal(after[inward], velocity[inward])
+
+
+@given(PLACES, hnp.arrays(np.float32, (N, 2), elements=st.integers(-16, 16).map(lambda i: i / 8)))
+@fixed
+def test_a_flight_between_reflecting_walls_is_a_straight_line_folded(start, velocity):
+    space, n, dt = walled(1.0), 60, 0.25
+    place, way = jnp.asarray(LOWER + start), jnp.asarray(velocity)
+    for _ in range(n):
+        place, way = confine(space, place + way * dt, way)
+    # Mirrored at each wall, the box repeats with twice its size.
+    straight = np.mod(start + velocity * n * dt, 2 * SIZE)
+    folded = np.minimum(straight, 2 * SIZE - straight)
+    np.testing.assert_allclose(np.asarray(place) - LOWER, folded, atol=1e-4)
+
+
+ways = jax.jit(lambda space, a, b: space.displacement(a, b))
+
+
+@given(FAST, FAST)
+@fixed
+def test_walled_and_open_ways_are_straight(a, b):
+    for space in (walled(1.0), Open(jnp.asarray(LOWER), jnp.asarray(SIZE))):
+        np.testing.assert_array_equal(ways(space, jnp.asarray(a), jnp.asarray(b)), b - a)
+
+
+@given(FAST, FAST)
+@fixed
+def test_open_space_lets_pass(position, velocity):
+    after = confine(Open(jnp.asarray(LOWER), jnp.asarray(SIZE)), jnp.asarray(position), jnp.asarray(velocity))
+    np.testing.assert_array_equal(after, (position, velocity))
