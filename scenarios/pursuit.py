@@ -257,17 +257,17 @@ class Pursuit(AbstractRules):
         return Sight(seen(found.nearest(n_foes, foes)), seen(found.nearest(n_mates, mates)))
 
     def surfaces(self, world: World) -> tuple[Surface, ...]:
-        """The nearest obstacle, and the walls if there are any; distances from the body."""
+        """The nearest obstacle, and the nearest wall along each axis if there are walls; distances from the body."""
         entities, space = world.entities, self.space
         radius = self.table["radius"][entities.kind]
         distance, normal = world.fields.obstacles.distance_and_normal(entities.position)
         surfaces = [Surface(distance - radius, normal)]
         if isinstance(space, Walled):
             for axis in range(2):
-                inward = jnp.zeros_like(normal).at[:, axis].set(1.0)
                 place = entities.position[:, axis]
-                surfaces.append(Surface(place - space.lower[axis] - radius, inward))
-                surfaces.append(Surface(space.upper[axis] - place - radius, -inward))
+                below, above = place - space.lower[axis], space.upper[axis] - place
+                inward = jnp.zeros_like(normal).at[:, axis].set(jnp.where(below < above, 1.0, -1.0))
+                surfaces.append(Surface(jnp.minimum(below, above) - radius, inward))
         return tuple(surfaces)
 
     def observe(self, world: World) -> Observation:
