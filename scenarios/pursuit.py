@@ -202,8 +202,11 @@ class Pursuit(AbstractRules):
     def flee(self, world: World) -> Float[Array, "n 2"]:
         """How prey steer by rule, as a share of their speed."""
         entities = world.entities
-        time = world.step * self.time_step
-        return flee(entities, self.look(entities), self.surfaces(world), self.panic, time)
+        # Compiled apart from what is around it, so that it rounds alike in every program: an episode must replay.
+        apart: Any = jax.lax.optimization_barrier((entities, self.look(entities), self.surfaces(world), world.step))
+        entities, sight, surfaces, step = apart
+        wanted: Any = jax.lax.optimization_barrier(flee(entities, sight, surfaces, self.panic, step * self.time_step))
+        return wanted
 
     def _catch(self, entities: Entities) -> tuple[Bool[Array, " n"], Float[Array, " n"]]:
         """Return who is caught, and rewards."""
