@@ -1,0 +1,386 @@
+"""Pursuit: scouts and hunters chase prey in the plane, between obstacles."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from scenarios.pursuit_config import PursuitConfig
+from scenarios.pursuit_steering import Sight, Surface, flee
+from swarm.dynamics import Motion, VelocityLag
+from swarm.entities import Entities, Spawn, spawn
+from swarm.neighbors import AbstractNeighborSearch, AllPairs, Among, Nearest
+from swarm.obstacles import Balls, collide
+from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World
+from swarm.space import AbstractSpace, Periodic, Walled
+
+SCOUT, HUNTER, PREY = range(3)
+DIRECTIONS = ("stay", "east", "north-east", "north", "north-west", "west", "south-west", "south", "south-east")
+
+
+class Fields(eqx.Module):
+    """What a world of pursuit holds besides its entities.
+
+    Attributes:
+        obstacles: discs.
+        caught: prey caught so far.
+    """
+
+    obstacles: Balls
+    caught: Float[Array, ""]
+
+
+class Pursuit(AbstractRules):
+    """Predators of two kinds chase prey.
+
+    Who: team 0: `scout` (fast, far-sighted, weak) and `hunter` (slow, short-sighted, strong); team 1: `prey`. Prey that
+        is caught dies; with `respawn` a new one comes at a random place in the same step.
+    Actions: stay or go in one of 8 directions at full speed; with `control = "continuous"` two commands in [-1, 1], the
+        share of the speed along x and y, together at most 1. The velocity follows with lag and limited acceleration.
+        With `prey = "scripted"` prey do not act: they flee by rule.
+    World: a box with walls that stop, or with opposite sides joined; discs that bodies cannot enter, with gaps that any
+        body can pass. Bodies do not hinder each other.
+    Catch: after the move, prey is caught when the strengths of the predators that have it within their `catch` add up
+        to its own strength: one hunter or two scouts with the shipped numbers.
+    Observation, for each entity: own velocity, place in the box, way to the nearest obstacle, time left; and of the
+        nearest foes and mates that it sees: way, relative velocity, whether there is one, and of foes their strength.
+        Maps, one for each team that acts: obstacles, own entities by kind, those foes by kind that somebody of the team
+        sees, and the board itself. Obstacles hide nobody.
+    Reward: `catch` for each prey caught, in equal shares to the predators within `assist` of it, minus `time` per step;
+        prey pays `caught` when caught and gets `time` per step. Prey that do not act get no reward.
+    End: terminated when no prey is left; truncated after `steps`. Success is the share of the first prey's number that
+        was caught, at most 1.
+    """
+
+    Config = PursuitConfig
+    kinds = ("scout", "hunter", "prey")
+    actions: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(("scout", "hunter", "prey"), DIRECTIONS)
+    success = "caught_share"
+    headline = "caught"
+
+    capacity: tuple[int, ...] = eqx.field(static=True)
+    initial: tuple[int, ...] = eqx.field(static=True)
+    plots: tuple[int, int] = eqx.field(static=True)
+    n_obstacles: int = eqx.field(static=True)
+    raster: tuple[int, int] = eqx.field(static=True)
+    n_seen: tuple[int, int] = eqx.field(static=True)
+    continuous: bool = eqx.field(static=True)
+    prey_acts: bool = eqx.field(static=True)
+    respawn: bool = eqx.field(static=True)
+    search: AbstractNeighborSearch
+    dynamics: VelocityLag
+    table: dict[str, Float[Array, " kinds"]]
+    obstacle_radius: Float[Array, " 2"]
+    gap: Float[Array, ""]
+    time_step: Float[Array, ""]
+    steps: Float[Array, ""]
+    panic: Float[Array, ""]
+    reward: dict[str, Float[Array, ""]]
+
+    @classmethod
+    def from_config(cls, config: PursuitConfig) -> "Pursuit":
+        """Build the rules from the validated scenario file."""
+        world, population = config.world, config.population
+        kinds = [population.scout, population.hunter, population.prey]
+        lower, size = jnp.zeros(2), jnp.asarray(world.size, jnp.float32)
+        space = Walled(lower, size, jnp.float32(0.0)) if world.edge == "walled" else Periodic(lower, size)
+        names = ("speed", "acceleration", "lag", "radius", "sight", "strength", "catch")
+        table = {name: jnp.asarray([getattr(k, name, 0.0) for k in kinds], jnp.float32) for name in names}
+        return cls(
+            capacity=tuple(k.capacity for k in kinds),
+            initial=tuple(k.initial for k in kinds),
+            plots=world.plots,
+            n_obstacles=world.obstacles,
+            raster=world.raster,
+            n_seen=(config.observation.foes, config.observation.mates),
+            continuous=world.control == "continuous",
+            prey_acts=world.prey == "acting",
+            respawn=world.respawn,
+            search=AllPairs(space, jnp.float32(max(config.farthest, config.reward.assist))),
+            dynamics=VelocityLag(table["lag"], table["acceleration"], table["speed"]),
+            table=table,
+            obstacle_radius=jnp.asarray(world.obstacle_radius, jnp.float32),
+            gap=jnp.float32(config.gap),
+            time_step=jnp.float32(world.time_step),
+            steps=jnp.float32(world.steps),
+            panic=jnp.float32(population.prey.panic),
+            reward={k: jnp.float32(v) for k, v in config.reward},
+        )
+
+    @property
+    def space(self) -> AbstractSpace:
+        """The box."""
+        return self.search.space
+
+    @property
+    def n_slots(self) -> int:
+        """Scouts, hunters and prey share them."""
+        return sum(self.capacity)
+
+    @property
+    def n_teams(self) -> int:
+        """Predators and prey."""
+        return 2
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Middle of the box."""
+        x, y = (0.5 * self.space.size).tolist()
+        return x, y
+
+    @property
+    def n_controls(self) -> int:
+        """Two with continuous control: along x and y."""
+        return 2 if self.continuous else 0
+
+    # How an episode starts
+
+    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
+        """Place obstacles, and everybody uniformly outside them, at rest."""
+        obstacle_key, *kind_keys = jax.random.split(key, 4)
+        obstacles = self._obstacles(obstacle_key)
+        # One key each, by kind and number: the draw does not depend on how many there are.
+        keys = [
+            jax.vmap(lambda i, k=kind_key: jax.random.fold_in(k, i))(jnp.arange(n))
+            for kind_key, n in zip(kind_keys, self.initial, strict=True)
+        ]
+        kind = jnp.repeat(jnp.arange(3), jnp.asarray(self.initial), total_repeat_length=sum(self.initial))
+        place = self._places(jnp.concatenate(keys), kind, obstacles)
+        n, team = sum(self.initial), (kind == PREY).astype(jnp.int32)
+        births = Spawn(jnp.ones(n, bool), kind, team, place, jnp.zeros(n), jnp.zeros((n, 0)))
+        entities, _ = spawn(Entities.empty(self.n_slots, 2, 0), births)
+        return entities, Fields(obstacles, jnp.zeros(()))
+
+    def _obstacles(self, key: Key[Array, ""]) -> Balls:
+        """Draw discs, each in a plot of its own and clear of its border."""
+        plot_key, radius_key, place_key = jax.random.split(key, 3)
+        columns, rows = self.plots
+        plot = jax.lax.top_k(jax.random.uniform(plot_key, (columns * rows,)), self.n_obstacles)[1]
+        least, greatest = self.obstacle_radius
+        radius = least + (greatest - least) * jax.random.uniform(radius_key, (self.n_obstacles,))
+        side = self.space.size / jnp.asarray([columns, rows])
+        slack = side[None] - 2.0 * (radius + self.gap)[:, None]
+        share = jax.random.uniform(place_key, (self.n_obstacles, 2)) - 0.5
+        middle = (jnp.stack([plot % columns, plot // columns], axis=1) + 0.5) * side[None]
+        return Balls(middle + share * slack, radius)
+
+    def _places(self, keys: Key[Array, " m"], kind: Int[Array, " m"], obstacles: Balls) -> Float[Array, "m 2"]:
+        """Draw places uniformly, and push those in an obstacle out of it."""
+        share = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
+        place = self.space.lower[None] + share * self.space.size[None]
+        radius = self.table["radius"][kind]
+        return collide(obstacles, place, jnp.zeros_like(place), radius, jnp.float32(0.0))[0]
+
+    # How a step goes
+
+    def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
+        """Move, collide, catch."""
+        entities, obstacles = world.entities, world.fields.obstacles
+        wanted = self._wanted(action)
+        if not self.prey_acts:
+            wanted = jnp.where((entities.kind == PREY)[:, None], self.flee(world), wanted)
+        command = self.dynamics.command(wanted, entities.kind)
+        motion = self.dynamics.step(Motion.of(entities), command, entities.kind, self.time_step)
+        position, velocity = self.space.confine(motion.position, motion.velocity)
+        radius = self.table["radius"][entities.kind]
+        position, velocity = collide(obstacles, position, velocity, radius, jnp.float32(0.0))
+        entities = eqx.tree_at(lambda e: (e.position, e.velocity), entities, (position, velocity))
+        caught, reward = self._catch(entities)
+        births = self._reborn(entities, caught, obstacles, key) if self.respawn else None
+        n_caught = jnp.sum(caught, dtype=jnp.int32).astype(jnp.float32)
+        return entities, Fields(obstacles, world.fields.caught + n_caught), Outcome(reward, caught, births)
+
+    def _wanted(self, action: Action) -> Float[Array, "n 2"]:
+        if self.continuous:
+            return jnp.clip(action, -1.0, 1.0)
+        angle = (jnp.clip(action, 1, 8) - 1) * (0.25 * jnp.pi)
+        way = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+        return jnp.where((action > 0)[:, None], way, 0.0)
+
+    def flee(self, world: World) -> Float[Array, "n 2"]:
+        """How prey steer by rule, as a share of their speed."""
+        entities = world.entities
+        # Compiled apart from what is around it, so that it rounds alike in every program: an episode must replay.
+        apart: Any = jax.lax.optimization_barrier((entities, self.look(entities), self.surfaces(world), world.step))
+        entities, sight, surfaces, step = apart
+        wanted: Any = jax.lax.optimization_barrier(flee(entities, sight, surfaces, self.panic, step * self.time_step))
+        return wanted
+
+    def _catch(self, entities: Entities) -> tuple[Bool[Array, " n"], Float[Array, " n"]]:
+        """Return who is caught, and rewards."""
+        table, reward, kind = self.table, self.reward, entities.kind
+        found, foes = self.search.find(entities.position, entities.alive), Among(entities.team, same=False)
+
+        def around(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
+            catch, strength = theirs
+            helps = jnp.where(distance < reward["assist"], 1.0, 0.0)
+            return jnp.stack([jnp.where(distance < catch, strength, 0.0), helps])
+
+        strength, n_helpers = found.sum(around, jnp.stack([table["catch"][kind], table["strength"][kind]], 1), foes).T
+        prey = entities.is_kind(PREY)
+        caught = prey & (strength >= table["strength"][PREY])
+        share = jnp.where(caught, reward["catch"] / jnp.maximum(n_helpers, 1.0), 0.0)
+
+        def shares(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
+            return jnp.where(distance < reward["assist"], theirs, 0.0)
+
+        of_predator = found.sum(shares, share[:, None], foes)[:, 0] - reward["time"]
+        of_prey = reward["time"] - jnp.where(caught, reward["caught"], 0.0)
+        return caught, jnp.where(prey, of_prey if self.prey_acts else 0.0, of_predator)
+
+    def _reborn(self, entities: Entities, caught: Bool[Array, " n"], obstacles: Balls, key: Key[Array, ""]) -> Spawn:
+        """Ask for a new prey for each one caught."""
+        n = self.n_slots
+        kind = jnp.full(n, PREY, jnp.int32)
+        place = self._places(entities.keys(key), kind, obstacles)
+        return Spawn(caught, kind, jnp.ones(n, jnp.int32), place, jnp.zeros(n), jnp.zeros((n, 0)))
+
+    def ended(self, world: World) -> Bool[Array, ""]:
+        """No prey is left."""
+        return ~jnp.any(world.entities.is_kind(PREY))
+
+    # What is seen
+
+    def look(self, entities: Entities) -> Sight:
+        """Return the nearest foes and mates that each entity sees."""
+        found, sight = self.search.find(entities.position, entities.alive), self.table["sight"][entities.kind]
+        n_foes, n_mates = self.n_seen
+
+        def seen(near: Nearest) -> Nearest:
+            valid = near.valid & (near.distance < sight[:, None])
+            return Nearest(
+                jnp.where(valid, near.index, -1),
+                jnp.where(valid, near.distance, 0.0),
+                jnp.where(valid[:, :, None], near.displacement, 0.0),
+            )
+
+        foes, mates = (Among(entities.team, same=same) for same in (False, True))
+        return Sight(seen(found.nearest(n_foes, foes)), seen(found.nearest(n_mates, mates)))
+
+    def surfaces(self, world: World) -> tuple[Surface, ...]:
+        """The nearest obstacle, and the nearest wall along each axis if there are walls; distances from the body."""
+        entities, space = world.entities, self.space
+        radius = self.table["radius"][entities.kind]
+        distance, normal = world.fields.obstacles.distance_and_normal(entities.position)
+        surfaces = [Surface(distance - radius, normal)]
+        if isinstance(space, Walled):
+            for axis in range(2):
+                place = entities.position[:, axis]
+                below, above = place - space.lower[axis], space.upper[axis] - place
+                inward = jnp.zeros_like(normal).at[:, axis].set(jnp.where(below < above, 1.0, -1.0))
+                surfaces.append(Surface(jnp.minimum(below, above) - radius, inward))
+        return tuple(surfaces)
+
+    def observe(self, world: World) -> Observation:
+        """A map for each team that acts, and features for each entity."""
+        entities = world.entities
+        acts = entities.alive & (self.prey_acts | (entities.kind != PREY))
+        cell, watched = self._cell(entities), self._watched(entities)
+        views = range(2 if self.prey_acts else 1)
+        return Observation(
+            maps=jnp.stack([self._map(world, cell, watched, team) for team in views]),
+            view=jnp.where(acts, entities.team, 0),
+            cell=cell,
+            own=jnp.where(acts[:, None], self._own(world), 0.0),
+            kind=jnp.where(acts, entities.kind, 0),
+            alive=acts,
+            action_mask=jnp.broadcast_to(acts[:, None], (self.n_slots, self.n_controls or self.n_actions)),
+        )
+
+    def _cell(self, entities: Entities) -> Int[Array, "n 2"]:
+        h, w = self.raster
+        share = jnp.where(entities.alive[:, None], entities.position - self.space.lower[None], 0.0)
+        share = share / self.space.size[None]
+        cells = jnp.asarray([w, h])[None]
+        return jnp.clip((share * cells).astype(jnp.int32), 0, cells - 1)[:, ::-1]
+
+    def _watched(self, entities: Entities) -> Bool[Array, " n"]:
+        """Whether a foe sees the entity."""
+
+        def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
+            return jnp.where(distance < theirs, 1.0, 0.0)
+
+        found, sight = self.search.find(entities.position, entities.alive), self.table["sight"][entities.kind]
+        return found.sum(pair, sight[:, None], Among(entities.team, same=False))[:, 0] > 0
+
+    def _map(self, world: World, cell: Array, watched: Array, team: int) -> Float[Array, "h w 8"]:
+        entities, (h, w) = world.entities, self.raster
+        own = entities.alive & (entities.team == team)
+        foe = entities.alive & (entities.team != team) & watched
+        marks = [side & (entities.kind == kind) for side in (own, foe) for kind in range(3)]
+        counts = jnp.zeros((h, w, 6)).at[cell[:, 0], cell[:, 1]].add(jnp.stack(marks, axis=1).astype(jnp.float32))
+        row, column = jnp.divmod(jnp.arange(h * w), w)
+        middle = (jnp.stack([column, row], axis=1) + 0.5) / jnp.asarray([w, h])[None]
+        middle = self.space.lower[None] + middle * self.space.size[None]
+        solid = (world.fields.obstacles.distance(middle) < 0).reshape(h, w, 1).astype(jnp.float32)
+        return jnp.concatenate([solid, counts, jnp.ones((h, w, 1))], axis=-1)
+
+    def _own(self, world: World) -> Float[Array, "n o"]:
+        entities, table, kind = world.entities, self.table, world.entities.kind
+        sight, seen = table["sight"][kind], self.look(entities)
+        speed = jnp.max(table["speed"])
+        velocity = jnp.where(entities.alive[:, None], entities.velocity, 0.0)
+        place = 2.0 * (entities.position - self.space.lower[None]) / self.space.size[None] - 1.0
+        nearest = self.surfaces(world)[0]
+        nearness = jnp.clip(1.0 - nearest.distance / 4.0, 0.0, 1.0)
+        left = jnp.full((self.n_slots, 1), 1.0 - world.step / self.steps)
+
+        def of(near: Nearest) -> list[Array]:
+            moves = jnp.where(near.valid[:, :, None], near.gather(velocity) - velocity[:, None], 0.0)
+            ways = near.displacement / sight[:, None, None]
+            return [ways, moves / speed, near.valid.astype(jnp.float32)[:, :, None]]
+
+        strength = seen.foes.gather(jnp.where(entities.alive, table["strength"][kind], 0.0))
+        foes = jnp.concatenate([*of(seen.foes), strength[:, :, None]], axis=-1)
+        mates = jnp.concatenate(of(seen.mates), axis=-1)
+        rows = [x.reshape(self.n_slots, -1) for x in (foes, mates)]
+        return jnp.concatenate([velocity / speed, place, nearness[:, None] * nearest.normal, left, *rows], axis=1)
+
+    def metrics(self, world: World) -> dict[str, Float[Array, ""]]:
+        """How the hunt goes.
+
+        caught: number of prey caught so far.
+        caught_share: of the number of prey at the start; at most 1.
+        chasing: share of predators that see prey.
+        distance: from prey to the nearest predator it could see, metres, 0 where there is none; mean over prey.
+        """
+        entities = world.entities
+        foes = self.look(entities).foes
+        predator, prey = entities.alive & (entities.kind != PREY), entities.is_kind(PREY)
+
+        def mean(values: Array, mask: Array) -> Array:
+            return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+        caught = world.fields.caught
+        return {
+            "caught": caught,
+            "caught_share": jnp.minimum(caught / self.initial[PREY], 1.0),
+            "chasing": mean(foes.valid[:, 0], predator),
+            "distance": mean(foes.distance[:, 0], prey & foes.valid[:, 0]),
+        }
+
+    def scripted_policy(self) -> AbstractPolicy:
+        """Chase, and flee where prey act."""
+        from scenarios.pursuit_scripted import Scripted
+
+        return Scripted(self)
+
+    def draw(self, axes: Any, world: World) -> None:
+        """Draw obstacles grey, scouts blue, hunters violet with the reach of their catch, prey orange."""
+        from matplotlib.patches import Circle
+
+        for (x, y), radius in zip(world.fields.obstacles.centre, world.fields.obstacles.radius, strict=True):
+            axes.add_patch(Circle((x, y), radius, color="0.7"))
+        entities, colours = world.entities, ("tab:blue", "tab:purple", "tab:orange")
+        for kind, colour in enumerate(colours):
+            mine = entities.alive & (entities.kind == kind)
+            for x, y in entities.position[mine]:
+                axes.add_patch(Circle((x, y), float(self.table["radius"][kind]), color=colour, zorder=3))
+                axes.add_patch(Circle((x, y), float(self.table["catch"][kind]), color=colour, alpha=0.2, lw=0))
+            way = entities.velocity[mine]
+            axes.quiver(*entities.position[mine].T, *way.T, color=colour, scale=100, width=0.004, zorder=3)
+        (left, bottom), (right, top) = self.space.lower, self.space.upper
+        axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
+        axes.set_title(f"step {int(world.step)}   caught {int(world.fields.caught)}", fontsize=9)
