@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from scenarios.battle_config import BattleConfig
 from scenarios.battle_layout import KINDS, Layout, layout
 from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AbstractNeighborSearch, AllPairs, Among, Nearest
+from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
+from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Open, Walled, length
 
 HEALTH, WAIT, AHEAD, LEFT = range(4)
@@ -131,7 +132,9 @@ class Battle(AbstractRules):
             every=jnp.int32(waves.every),
             n_waves=jnp.int32(waves.count),
             space=space,
-            search=AllPairs(space, jnp.float32(max(table.sensing for table in tables))),
+            search=neighbor_search(
+                space, max(t.sensing for t in tables), 2 * sum(t.capacity for t in tables), config.search
+            ),
             time_step=jnp.float32(world.time_step),
             place=jnp.float32(world.place),
             crowd=jnp.int32(world.crowd),
@@ -173,7 +176,8 @@ class Battle(AbstractRules):
         births = eqx.tree_at(lambda b: b.position, births, position)
         entities, _ = spawn(jax.lax.optimization_barrier(Entities.empty(self.n_slots, 2, N_STORES)), births)
         nothing = jnp.zeros(2)
-        return entities, Fields(self._look(entities.position, entities, entities.alive), nothing, nothing)
+        seen, _ = self._look(entities.position, entities, entities.alive)
+        return entities, Fields(seen, nothing, nothing)
 
     def _births(self, plan: Layout, wanted: Bool[Array, " m"]) -> Spawn:
         health = self.table.of("health", plan.kind)
@@ -183,15 +187,16 @@ class Battle(AbstractRules):
 
     # Step
 
-    def _look(self, position: Array, entities: Entities, living: Bool[Array, " n"]) -> Nearest:
-        """The nearest enemies that each of the living sees; the only search of a step."""
-        found = self.search.find(position, living).nearest(N_SEEN, Among(entities.team, same=False))
+    def _look(self, position: Array, entities: Entities, living: Bool[Array, " n"]) -> tuple[Nearest, Int[Array, ""]]:
+        """The nearest enemies that each of the living sees, and status bits; the only search of a step."""
+        neighbors = self.search.find(position, living, Among(entities.team, same=False, n_labels=2))
+        found = neighbors.nearest(N_SEEN)
         seen = found.distance < self.table.of("sensing", entities.kind)[:, None]
         return Nearest(
             index=jnp.where(seen, found.index, -1),
             distance=jnp.where(seen, found.distance, 0.0),
             displacement=jnp.where(seen[:, :, None], found.displacement, 0.0),
-        )
+        ), neighbors.status
 
     def act(self, world: World, action: Int[Array, " n"], key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
         """Fight, then move, look, and call reinforcements."""
@@ -200,14 +205,14 @@ class Battle(AbstractRules):
         stores, dying, lost, reward = self._fight(entities, fields, action, key)
         living = entities.alive & ~dying
         position, velocity = self._move(entities, living, action)
-        seen = self._look(position, entities, living)
+        seen, status = self._look(position, entities, living)
         births, n_refused = self._reinforce(world, entities, living)
         lost = jnp.stack([lost, dying.astype(jnp.float32)])
         by_army = [jnp.sum(jnp.where((entities.team == army)[None], lost, 0.0), axis=1) for army in (0, 1)]
         lost_health, fallen = jnp.stack(by_army, axis=1)
         fields = Fields(seen, fields.lost_health + lost_health, fields.fallen + fallen)
         entities = eqx.tree_at(lambda e: (e.position, e.velocity, e.stores), entities, (position, velocity, stores))
-        return entities, fields, Outcome(reward, dying, births, n_refused)
+        return entities, fields, Outcome(reward, dying, births, n_refused, status)
 
     def _fight(
         self, entities: Entities, fields: Fields, action: Array, key: Key[Array, ""]

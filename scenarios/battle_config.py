@@ -8,6 +8,7 @@ import pydantic
 
 from scenarios.battle_layout import KINDS, layout
 from swarm.config import Population, ScenarioConfig, Table
+from swarm.search import SearchTable
 
 Amount = pydantic.Field(ge=0.0)
 Positive = pydantic.Field(gt=0.0)
@@ -91,6 +92,7 @@ class BattleConfig(ScenarioConfig):
     population: PopulationTable
     waves: WavesTable
     reward: RewardTable
+    search: SearchTable
 
     def squads(self, army: int, column: Literal["initial", "wave"]) -> tuple[int, ...]:
         """Number of squads of each kind that an army has at the start, or that a wave brings it."""

@@ -11,9 +11,10 @@ from scenarios.pursuit_config import PursuitConfig
 from scenarios.pursuit_steering import Sight, Surface, flee
 from swarm.dynamics import Motion, VelocityLag
 from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AbstractNeighborSearch, AllPairs, Among, Nearest
+from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
 from swarm.obstacles import Balls, collide
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World
+from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Periodic, Walled
 
 SCOUT, HUNTER, PREY = range(3)
@@ -98,7 +99,9 @@ class Pursuit(AbstractRules):
             continuous=world.control == "continuous",
             prey_acts=world.prey == "acting",
             respawn=world.respawn,
-            search=AllPairs(space, jnp.float32(max(config.farthest, config.reward.assist))),
+            search=neighbor_search(
+                space, max(config.farthest, config.reward.assist), sum(k.capacity for k in kinds), config.search
+            ),
             dynamics=VelocityLag(table["lag"], table["acceleration"], table["speed"]),
             table=table,
             obstacle_radius=jnp.asarray(world.obstacle_radius, jnp.float32),
@@ -187,10 +190,10 @@ class Pursuit(AbstractRules):
         radius = self.table["radius"][entities.kind]
         position, velocity = collide(obstacles, position, velocity, radius, jnp.float32(0.0))
         entities = eqx.tree_at(lambda e: (e.position, e.velocity), entities, (position, velocity))
-        caught, reward = self._catch(entities)
+        caught, reward, status = self._catch(entities)
         births = self._reborn(entities, caught, obstacles, key) if self.respawn else None
         n_caught = jnp.sum(caught, dtype=jnp.int32).astype(jnp.float32)
-        return entities, Fields(obstacles, world.fields.caught + n_caught), Outcome(reward, caught, births)
+        return entities, Fields(obstacles, world.fields.caught + n_caught), Outcome(reward, caught, births, 0, status)
 
     def _wanted(self, action: Action) -> Float[Array, "n 2"]:
         if self.continuous:
@@ -208,8 +211,8 @@ class Pursuit(AbstractRules):
         wanted: Any = jax.lax.optimization_barrier(flee(entities, sight, surfaces, self.panic, step * self.time_step))
         return wanted
 
-    def _catch(self, entities: Entities) -> tuple[Bool[Array, " n"], Float[Array, " n"]]:
-        """Return who is caught, and rewards."""
+    def _catch(self, entities: Entities) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, ""]]:
+        """Return who is caught, rewards, and status bits."""
         table, reward, kind = self.table, self.reward, entities.kind
         found, foes = self.search.find(entities.position, entities.alive), Among(entities.team, same=False)
 
@@ -228,7 +231,7 @@ class Pursuit(AbstractRules):
 
         of_predator = found.sum(shares, share[:, None], foes)[:, 0] - reward["time"]
         of_prey = reward["time"] - jnp.where(caught, reward["caught"], 0.0)
-        return caught, jnp.where(prey, of_prey if self.prey_acts else 0.0, of_predator)
+        return caught, jnp.where(prey, of_prey if self.prey_acts else 0.0, of_predator), found.status
 
     def _reborn(self, entities: Entities, caught: Bool[Array, " n"], obstacles: Balls, key: Key[Array, ""]) -> Spawn:
         """Ask for a new prey for each one caught."""

@@ -6,6 +6,7 @@ from typing import Literal
 import pydantic
 
 from swarm.config import Population, ScenarioConfig, Table
+from swarm.search import SearchTable
 
 Positive = pydantic.Field(gt=0.0)
 Amount = pydantic.Field(ge=0.0)
@@ -99,6 +100,7 @@ class PursuitConfig(ScenarioConfig):
     population: PopulationTable
     observation: ObservationTable
     reward: RewardTable
+    search: SearchTable
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> "PursuitConfig":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from swarm.space import AbstractSpace, length, rounded
+from swarm.status import Status
 
 Pair = Callable[[Float[Array, " d"], Float[Array, ""], Float[Array, " v"], Float[Array, " v"]], Float[Array, " o"]]
 
@@ -67,6 +68,11 @@ class Neighbors(eqx.Module):
     """
 
     overflow: eqx.AbstractVar[Bool[Array, ""]]
+
+    @property
+    def status(self) -> Int[Array, ""]:
+        """Bits for `Outcome.status`."""
+        return jnp.where(self.overflow, jnp.int32(Status.NEIGHBORS_FULL), 0)
 
     @abc.abstractmethod
     def sum(self, pair: Pair, values: Float[Array, "n v"], among: Among | None = None) -> Float[Array, "n o"]:
