@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest, Neighbors, Pair
 from swarm.space import AbstractSpace, length, rounded
@@ -24,6 +24,8 @@ from swarm.space import AbstractSpace, length, rounded
 # Along the first axis cells are half as wide as along the others, which shortens the lists.
 REACH = 2
 _UNROLL = 4
+# Candidates that a step of a loop of open length handles; windows are multiples of it.
+CHUNK = 8
 _NOBODY = np.uint32(0xFFFFFFFF)
 
 
@@ -315,20 +317,20 @@ class CellGridNeighbors(Neighbors):
         """
         bits = max(1, (sum(self.search.windows) - 1).bit_length())
         nobody = jnp.full(self.member.shape, _NOBODY)
-        scale = 2.0 ** (32 - bits) / jnp.square(self.search.radius)
+        scale = 2.0 ** (32 - bits) / jnp.square(jax.lax.stop_gradient(self.search.radius))
         largest = np.nextafter(np.float32(2.0 ** (32 - bits)), np.float32(0.0))
         listed = self._listed(self.position[:, :0], among)
 
         def next_nearest(bound: Array, _: None) -> tuple[Array, Array]:
             """The least key that is not below a bound, and the bound above it."""
 
-            def closer(best: list[Array], seen: _Seen) -> list[Array]:
+            def closer(best: Array, seen: _Seen) -> Array:
                 rounded = jnp.minimum(seen.square * scale, largest).astype(jnp.uint32)
                 key = (rounded << bits) | seen.number.astype(jnp.uint32)
                 key = jnp.where(seen.near & (key >= bound[: key.shape[0]]), key, _NOBODY)
-                return [jnp.minimum(best[0], key)]
+                return jnp.minimum(best, key)
 
-            (best,) = self._over_candidates(closer, [nobody], listed, among)
+            best = self._while_candidates(closer, nobody, listed, among)
             return jnp.where(best == _NOBODY, nobody, best + 1), best
 
         _, keys = jax.lax.scan(next_nearest, jnp.zeros(self.member.shape, jnp.uint32), None, length=k)
@@ -350,6 +352,30 @@ class CellGridNeighbors(Neighbors):
         ways = [space.shortest(there[..., a] - here[:, None, a], a) for a in range(here.shape[1])]
         ways = [jnp.where(valid, way, 0.0) for way in ways]
         return Nearest(jnp.where(valid, self.order[rank], -1), length(ways), jnp.stack(ways, axis=-1))
+
+    def _while_candidates(
+        self,
+        operation: Callable[[Array, "_Seen"], Array],
+        carry: Shaped[Array, "b m"],
+        listed: list["_Candidate"],
+        among: Among | None,
+    ) -> Shaped[Array, "b m"]:
+        """The same up to the end of the longest list only; no gradient can pass a loop of open length."""
+        held, done = jax.lax.stop_gradient(self), 0
+        for tier in jax.lax.stop_gradient(listed):
+            window, size = tier.limit.shape
+
+            def body(i: Array, part: Array, tier: _Candidate = tier) -> Array:
+                chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * CHUNK, CHUNK), tier)
+                for j in range(CHUNK):
+                    part = operation(part, held._look(jax.tree.map(lambda x, j=j: x[j], chunk), among))
+                return part
+
+            n_chunks = (jnp.clip(self.n_candidates[0] - done, 0, window) + CHUNK - 1) // CHUNK
+            part = jax.lax.fori_loop(0, n_chunks, body, carry[:size])
+            carry = jnp.concatenate([part, carry[size:]])
+            done += window
+        return carry
 
     def _listed(self, shown: Float[Array, "n v"], among: Among | None) -> list["_Candidate"]:
         """Gather what the candidates of each block show, once for all members; tier by tier."""
