@@ -125,6 +125,7 @@ def scan_obstacles(
     obstacles: AbstractObstacles,
     position: Float[Array, "n 2"],
     heading: Float[Array, " n"],
+    alive: Bool[Array, " n"],
     radius: Float[Array, ""],
     n_rays: int,
     n_iterations: int = 16,
@@ -140,14 +141,19 @@ def scan_obstacles(
         obstacles: what is solid.
         position: metres.
         heading: radians; zeros for the axes of the world.
+        alive: who looks.
         radius: as far as is looked; metres.
         n_rays: rays of each entity.
         n_iterations: steps of the tracing.
 
     Returns:
-        1 where nothing is within the radius; 0 inside an obstacle. For dead slots whatever their data give.
+        1 where nothing is within the radius, and for the dead; 0 inside an obstacle.
     """
-    angle = heading[:, None] + np.asarray(2 * np.pi * np.arange(n_rays) / n_rays, np.float32)[None]
+    # The NaN of the dead would reach the gradients of the obstacles.
+    position = jnp.where(alive[:, None], position, 0.0)
+    angle = (
+        jnp.where(alive, heading, 0.0)[:, None] + np.asarray(2 * np.pi * np.arange(n_rays) / n_rays, np.float32)[None]
+    )
     way = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
     def advance(gone: Float[Array, "n r"], _: None) -> tuple[Float[Array, "n r"], None]:
@@ -155,7 +161,7 @@ def scan_obstacles(
         return jnp.minimum(gone + jnp.maximum(free, 0.0), radius), None
 
     gone, _ = jax.lax.scan(advance, jnp.zeros(angle.shape), None, length=n_iterations)
-    return gone / radius
+    return jnp.where(alive[:, None], gone / radius, 1.0)
 
 
 class Raster(eqx.Module):

@@ -122,11 +122,15 @@ def test_who_stands_on_an_edge_is_in_one_sector(n_sectors):
     # Whole multiples of half a sector around the first, from places that no float holds exactly.
     angle = np.arange(4 * n_sectors) * np.pi / n_sectors / 2
     ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    for there in ring:
-        places = jnp.asarray(np.stack([np.zeros(2), there]), jnp.float32) + 0.1
-        found = AllPairs(BOX, jnp.float32(2.0)).find(places, jnp.ones(2, bool))
+
+    @jax.jit
+    @jax.vmap
+    def n_seen(there):
+        found = AllPairs(BOX, jnp.float32(2.0)).find(jnp.stack([jnp.zeros(2), there]) + 0.1, jnp.ones(2, bool))
         sectors = scan_sectors(found, jnp.float32(2.0), jnp.zeros(2), jnp.zeros(2, jnp.int32), n_sectors)
-        np.testing.assert_array_equal(jnp.sum(sectors.label >= 0, axis=1), 1)
+        return jnp.sum(sectors.label >= 0, axis=1)
+
+    np.testing.assert_array_equal(n_seen(jnp.asarray(ring, jnp.float32)), 1)
 
 
 def test_too_few_sectors_are_refused():
@@ -157,10 +161,11 @@ def test_rays_meet_a_ball_and_a_wall():
     ball = Balls(jnp.asarray([[0.0, 5.0]]), jnp.asarray([1.0]))
     wall = Boxes(jnp.asarray([[-4.0, 0.0]]), jnp.asarray([[1.0, 50.0]]))
     position, heading = jnp.asarray([[0.0, 0.0], [0.0, 5.0]]), jnp.asarray([np.pi / 2, 0.0])
-    ahead = scan_obstacles(ball, position, heading, jnp.float32(8.0), 4)
+    alive = jnp.ones(2, bool)
+    ahead = scan_obstacles(ball, position, heading, alive, jnp.float32(8.0), 4)
     np.testing.assert_allclose(ahead[0], [4 / 8, 1, 1, 1], atol=1e-5)
     np.testing.assert_array_equal(ahead[1], 0.0)
-    aside = scan_obstacles(wall, position[:1], heading[:1], jnp.float32(8.0), 8, n_iterations=64)
+    aside = scan_obstacles(wall, position[:1], heading[:1], alive[:1], jnp.float32(8.0), 8, n_iterations=64)
     np.testing.assert_allclose(aside[0, 1:4], [3 * np.sqrt(2) / 8, 3 / 8, 3 * np.sqrt(2) / 8], atol=1e-4)
     np.testing.assert_allclose(aside[0, 5:8], 1.0)
 
@@ -182,9 +187,23 @@ def test_a_ray_is_never_longer_than_the_way_to_the_obstacle(seed):
         assert ranges[0, s] * 8 <= exact + 1e-3
 
 
+def test_ranges_have_the_slope_of_the_surface_that_they_meet():
+    # A ball ahead: the range grows with its distance and shrinks with its radius, whatever a dead slot holds.
+    position, heading = jnp.asarray([[0.0, 0.0], [np.nan, 0.0]]), jnp.asarray([0.0, np.nan])
+
+    def ahead(distance, size):
+        ball = Balls(jnp.stack([distance, jnp.zeros(())])[None], size[None])
+        found = scan_obstacles(ball, position, heading, jnp.asarray([True, False]), jnp.float32(8.0), 3)
+        return jnp.sum(found) * 8.0
+
+    value, slope = jax.jit(jax.value_and_grad(ahead, argnums=(0, 1)))(jnp.float32(5.0), jnp.float32(1.0))
+    np.testing.assert_allclose(value, 5 * 8.0 + 4.0, rtol=1e-6)
+    np.testing.assert_allclose(slope, [1.0, -1.0], rtol=1e-6)
+
+
 @jax.jit
 def scan(centre, size):
-    return scan_obstacles(Balls(centre, size), jnp.zeros((1, 2)), jnp.zeros(1), jnp.float32(8.0), 6)
+    return scan_obstacles(Balls(centre, size), jnp.zeros((1, 2)), jnp.zeros(1), jnp.ones(1, bool), jnp.float32(8.0), 6)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([(2, 1), (3, 1), (3, 4)]))
