@@ -5,8 +5,9 @@ may lose it; what gets through arrives a whole number of steps later. In a scena
 
     mail, inbox = self.radio.step(world.fields.mail, neighbors, entities, message, key)
 
-A message in flight outlives its sender: it is delivered. A receiver that died gets none, and neither does the entity
-that took over its slot.
+Which links fail depends on the key and on the identities of both ends, not on slots, capacity or batch, and has no
+gradient. A message in flight outlives its sender: it is delivered. A receiver that died gets none, and neither does the
+entity that took over its slot.
 """
 
 import abc
@@ -111,6 +112,10 @@ class AbstractRadio(eqx.Module):
     loss: eqx.AbstractVar[Loss]
     delay: eqx.AbstractVar[int]
 
+    def __check_init__(self) -> None:
+        if self.delay < 0:
+            raise ConfigError(f"{type(self).__name__}: delay = {self.delay}: expected 0 steps or more")
+
     @abc.abstractmethod
     def nothing(self, n_slots: int, n_numbers: int) -> Any:
         """Return an inbox without messages of `n_numbers` numbers."""
@@ -128,8 +133,6 @@ class AbstractRadio(eqx.Module):
 
     def init(self, n_slots: int, n_numbers: int) -> Mail:
         """Nothing is under way; for messages of `n_numbers` numbers."""
-        if self.delay < 0:
-            raise ConfigError(f"{type(self).__name__}: delay = {self.delay}: expected 0 steps or more")
         empty = self.nothing(n_slots, n_numbers)
         ring = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.delay, *x.shape)), empty)
         return Mail(ring, jnp.full((self.delay, n_slots), -1, jnp.int32), jnp.int32(0))
@@ -214,6 +217,10 @@ class NearestRadio(AbstractRadio):
     delay: int = eqx.field(static=True)
     k: int = eqx.field(static=True)
 
+    def __check_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(f"NearestRadio: k = {self.k}: expected at least 1")
+
     def nothing(self, n_slots: int, n_numbers: int) -> Letters:
         """Zeros from nobody."""
         return Letters(jnp.zeros((n_slots, self.k, n_numbers)), jnp.full((n_slots, self.k), -1, jnp.int32))
@@ -240,10 +247,10 @@ class NearestRadio(AbstractRadio):
 def _draw(receiver: UInt[Array, "*#v"], sender: UInt[Array, "*#v"], bits: UInt[Array, ""]) -> Float[Array, "*_v"]:
     """A uniform number in [0, 1) for each directed link, from the mixed identities of its ends and a step's bits.
 
-    Some integer operations instead of the hundred of threefry, which would cost more than the search itself. An odd
-    factor tells the two directions apart.
+    Some integer operations instead of the hundred of threefry, which would cost more than the search itself. The
+    factor tells the two directions apart; it is odd, and one less is odd when halved, so that it loses few bits.
     """
-    mixed = _mixed(_mixed(receiver * jnp.uint32(0x9E3779B1) + sender) ^ bits)
+    mixed = _mixed(_mixed(receiver * jnp.uint32(0x85EBCA6B) + sender) ^ bits)
     return (mixed >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
 
 

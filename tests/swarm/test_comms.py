@@ -137,29 +137,26 @@ def test_the_same_links_fail_whoever_asks():
 
 
 def test_a_slot_that_passes_on_takes_no_mail_and_the_dead_are_still_heard():
-    # Step 0: 10 hears 11. Step 1: 11 died. Step 2: in the slot of 10 lives 12.
     alive = jnp.asarray([[True, True], [True, False], [True, False]])
     uid = jnp.asarray([[10, 11], [10, 11], [12, 11]])
     radio = SumRadio(SURE, 1)
+
+    @jax.jit
+    def step(mail, alive, uid):
+        entities = entities_of(alive, uid, jnp.zeros((2, 2)))
+        found = AllPairs(BOX, jnp.float32(1.0)).find(entities.position, entities.alive)
+        mail, inbox = radio.step(mail, found, entities, jnp.full((2, 1), 3.0), jax.random.key(0))
+        return mail, inbox.count
+
+    # Step 0: 10 and 11 send. Step 1: 11 has died. Step 2: in the slot of 10 lives 12.
     mail, got = radio.init(2, 1), []
     for t in range(3):
-        entities = entities_of(alive[t], uid[t], jnp.zeros((2, 2)))
-        found = AllPairs(BOX, jnp.float32(1.0)).find(entities.position, entities.alive)
-        mail, inbox = radio.step(mail, found, entities, jnp.full((2, 1), 3.0), jax.random.key(t))
-        got.append(inbox.count.tolist())
+        mail, count = step(mail, alive[t], uid[t])
+        got.append(count.tolist())
     assert got == [[0, 0], [1, 0], [0, 0]]
-    # Mail that 12 would find, had it been there.
-    mail, _ = radio.step(
-        radio.init(2, 1),
-        AllPairs(BOX, jnp.float32(1.0)).find(jnp.zeros((2, 2)), alive[0]),
-        entities_of(alive[0], uid[0], jnp.zeros((2, 2))),
-        jnp.full((2, 1), 3.0),
-        jax.random.key(0),
-    )
-    entities = entities_of(alive[0], uid[2], jnp.zeros((2, 2)))
-    found = AllPairs(BOX, jnp.float32(1.0)).find(entities.position, entities.alive)
-    _, inbox = radio.step(mail, found, entities, jnp.zeros((2, 1)), jax.random.key(1))
-    assert inbox.count.tolist() == [0, 1]
+    # After step 0 at once: what 10 would have got is not for 12.
+    mail, _ = step(radio.init(2, 1), alive[0], uid[0])
+    assert step(mail, alive[0], uid[2])[1].tolist() == [0, 1]
 
 
 def test_without_delay_messages_arrive_at_once_and_among_those_of_a_label_only():
@@ -192,9 +189,13 @@ def test_a_loss_out_of_range_is_refused(numbers):
         Loss.of(*numbers)
 
 
-def test_a_negative_delay_is_refused():
+def test_a_negative_delay_and_no_place_are_refused():
     with pytest.raises(ConfigError, match="delay = -1"):
-        SumRadio(SURE, -1).init(2, 2)
+        SumRadio(SURE, -1)
+    with pytest.raises(ConfigError, match="delay = -1"):
+        NearestRadio(SURE, -1, 2)
+    with pytest.raises(ConfigError, match="k = 0"):
+        NearestRadio(SURE, 1, 0)
 
 
 @pytest.fixture(scope="module")
