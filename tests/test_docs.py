@@ -39,6 +39,7 @@ def test_the_blocks_of_embedding_run(tmp_path, monkeypatch, lenient):
     assert names["members"].sum() == names["entities"].alive.sum() == 8
     assert len(names["table"]) == 8 * 11
     np.testing.assert_array_equal(names["last"]["uid"], np.arange(8))
+    assert float(names["count"][1].sum()) == 0 < float(names["count"][2].sum())  # two steps late
     # Rules with births: the base launched one in the tenth step, and one of its kind in the twentieth.
     assert int(jnp.max(names["worlds"].entities.next_uid)) > 8
 
