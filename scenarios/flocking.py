@@ -12,6 +12,7 @@ from swarm.config import Population, ScenarioConfig, Table
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AllPairs
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
+from swarm.sensing import Raster
 from swarm.space import Periodic
 
 Positive = pydantic.Field(gt=0.0)
@@ -211,10 +212,9 @@ class Flocking(AbstractRules):
         """Raster and bearings."""
         entities, seen = world.entities, world.fields.seen
         alive, (h, w) = entities.alive, self.raster
-        place = jnp.where(alive[:, None], entities.position, 0.0) / self.space.size[None]
-        cell = jnp.clip((place * jnp.asarray([w, h])[None]).astype(jnp.int32), 0, jnp.asarray([w - 1, h - 1])[None])
+        raster = Raster(self.space.lower, self.space.size, self.raster)
         rows = jnp.concatenate([jnp.ones((self.n_slots, 1)), entities.velocity / self.speed], axis=1)
-        sums = jnp.zeros((h, w, 3)).at[cell[:, 1], cell[:, 0]].add(jnp.where(alive[:, None], rows, 0.0))
+        sums = raster.sum(entities.position, alive, rows)
         density = sums[..., :1] * (h * w / max(self.initial, 1))
         maps = jnp.concatenate([jnp.tanh(density / 4.0), sums[..., 1:] / jnp.maximum(sums[..., :1], 1.0)], axis=-1)
         numbers = jnp.tanh(jnp.stack([seen[:, 0] / 8.0, seen[:, 5]], axis=1))
@@ -223,7 +223,7 @@ class Flocking(AbstractRules):
         return Observation(
             maps=maps[None],
             view=jnp.zeros(self.n_slots, jnp.int32),
-            cell=cell[:, ::-1],
+            cell=raster.cell(entities.position, alive),
             own=jnp.where(alive[:, None], own, 0.0),
             kind=jnp.zeros(self.n_slots, jnp.int32),
             alive=alive,

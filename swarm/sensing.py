@@ -1,0 +1,210 @@
+"""What entities sense: their nearest neighbours, sectors around them, rays to obstacles, and maps of the population."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from swarm.errors import ConfigError
+from swarm.neighbors import Nearest, Neighbors
+from swarm.obstacles import AbstractObstacles
+from swarm.space import rounded
+
+
+def neighbor_rows(
+    nearest: Nearest,
+    radius: Float[Array, ""],
+    velocity: Float[Array, "n d"],
+    values: Float[Array, "n v"],
+    heading: Float[Array, " n"] | None = None,
+) -> tuple[Float[Array, "n k f"], Bool[Array, "n k"]]:
+    """A row of features for each of the k nearest neighbours, and which of them there are.
+
+    Args:
+        nearest: what a search found.
+        radius: of that search, finite; metres.
+        velocity: in whatever unit the difference is wanted in.
+        values: what else entities show (kind as one-hot, stores, team).
+        heading: turns displacement and velocity into the entity's own frame, forward and left; only in the plane.
+            None: axes of the world.
+
+    Returns:
+        Rows of f = 2 d + 1 + v: displacement / radius, distance / radius, velocity less the own one, values. 0 where
+        there is no neighbour.
+    """
+    valid = nearest.valid
+    relative = nearest.gather(velocity) - jnp.where(jnp.any(valid, axis=1)[:, None], velocity, 0.0)[:, None]
+    displacement = nearest.displacement / radius
+    if heading is not None:
+        # Nobody reads the frame of one that has no neighbour, as the dead: their NaN must not reach gradients.
+        own = jnp.where(jnp.any(valid, axis=1), heading, 0.0)[:, None]
+        displacement, relative = into_frame(displacement, own), into_frame(relative, own)
+    distance = (nearest.distance / radius)[:, :, None]
+    rows = jnp.concatenate([displacement, distance, relative, nearest.gather(values)], axis=2)
+    return jnp.where(valid[:, :, None], rows, 0.0), valid
+
+
+def into_frame(vector: Float[Array, "*#v 2"], heading: Float[Array, "*#v"]) -> Float[Array, "*_v 2"]:
+    """Parts of a vector along a heading (radians) and to the left of it."""
+    cos, sin = jnp.cos(heading), jnp.sin(heading)
+    x, y = vector[..., 0], vector[..., 1]
+    return jnp.stack([rounded(x * cos) + rounded(y * sin), rounded(y * cos) - rounded(x * sin)], axis=-1)
+
+
+class Sectors(eqx.Module):
+    """What a scan of `s` sectors found.
+
+    Attributes:
+        by_label: distance to the nearest of each of `c` labels, as a share of the radius; 1 where there is none.
+    """
+
+    by_label: Float[Array, "n s c"]
+
+    @property
+    def distance(self) -> Float[Array, "n s"]:
+        """Distance to the nearest of all, as a share of the radius; 1: the sector is empty."""
+        return jnp.min(self.by_label, axis=2)
+
+    @property
+    def label(self) -> Int[Array, "n s"]:
+        """Label of the nearest, of equally near ones the lowest; -1: the sector is empty."""
+        return jnp.where(self.distance < 1.0, jnp.argmin(self.by_label, axis=2), -1).astype(jnp.int32)
+
+
+def scan_sectors(
+    neighbors: Neighbors,
+    radius: Float[Array, ""],
+    heading: Float[Array, " n"],
+    label: Int[Array, " n"],
+    n_sectors: int,
+    n_labels: int = 1,
+) -> Sectors:
+    """Find the nearest neighbour of each label in each sector of the plane, in the entity's own frame.
+
+    Sector s spans 2 pi / n_sectors around the angle 2 pi s / n_sectors, counter-clockwise from the heading; who stands
+    at the very same place is in sector 0. One `Neighbors.min` of n_sectors * n_labels outputs: each pair costs 2
+    multiplications for a sector and a minimum for each output, so that 8 sectors of 3 labels cost several times a
+    plain sum.
+
+    Args:
+        neighbors: what a search found.
+        radius: of that search, finite; metres.
+        heading: radians; zeros for the axes of the world.
+        label: of each slot, from 0 to n_labels - 1 (a kind, a team); who has another one is not seen.
+        n_sectors: at least 3.
+        n_labels: how many labels there are.
+
+    Raises:
+        ConfigError: fewer than 3 sectors, or no label.
+    """
+    if n_sectors < 3 or n_labels < 1:
+        raise ConfigError(f"scan_sectors: {n_sectors} sectors of {n_labels} labels: expected at least 3 and 1")
+    edges = [2.0 * math.pi * (s - 0.5) / n_sectors for s in range(n_sectors)]
+    heading = jnp.where(jnp.isfinite(heading), heading, 0.0)
+    shown = jnp.stack([jnp.cos(heading), jnp.sin(heading), label.astype(jnp.float32)], axis=1)
+
+    def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
+        forward = rounded(way[0] * mine[0]) + rounded(way[1] * mine[1])
+        left = rounded(way[1] * mine[0]) - rounded(way[0] * mine[1])
+        # Half-planes, not an angle: whatever way an edge is rounded, a neighbour is on one side of it only.
+        beyond = [
+            rounded(left * np.float32(math.cos(e))) - rounded(forward * np.float32(math.sin(e))) >= 0 for e in edges
+        ]
+        inside = [beyond[s] & ~beyond[(s + 1) % n_sectors] for s in range(n_sectors)]
+        inside[0] = inside[0] | (distance == 0)
+        return jnp.stack([jnp.where(i & (theirs[2] == c), distance, jnp.inf) for i in inside for c in range(n_labels)])
+
+    found = neighbors.min(pair, shown).reshape(-1, n_sectors, n_labels)
+    return Sectors(jnp.where(jnp.isfinite(found), found, radius) / radius)
+
+
+def scan_obstacles(
+    obstacles: AbstractObstacles,
+    position: Float[Array, "n 2"],
+    heading: Float[Array, " n"],
+    alive: Bool[Array, " n"],
+    radius: Float[Array, ""],
+    n_rays: int,
+    n_iterations: int = 16,
+) -> Float[Array, "n r"]:
+    """Range along rays to the nearest obstacle, as a share of the radius, by sphere tracing (Hart 1996).
+
+    Ray s points 2 pi s / n_rays counter-clockwise from the heading: the middle of sector s of `scan_sectors`. Each
+    iteration advances by the distance to the nearest surface, whatever its direction, so the range is never beyond the
+    surface, and falls short of it where a ray grazes one for longer than the iterations last. The cost is that of
+    n * n_rays * n_iterations distances.
+
+    Args:
+        obstacles: what is solid.
+        position: metres.
+        heading: radians; zeros for the axes of the world.
+        alive: who looks.
+        radius: as far as is looked; metres.
+        n_rays: rays of each entity.
+        n_iterations: steps of the tracing.
+
+    Returns:
+        1 where nothing is within the radius, and for the dead; 0 inside an obstacle.
+    """
+    # The NaN of the dead would reach the gradients of the obstacles.
+    position = jnp.where(alive[:, None], position, 0.0)
+    angle = (
+        jnp.where(alive, heading, 0.0)[:, None] + np.asarray(2 * np.pi * np.arange(n_rays) / n_rays, np.float32)[None]
+    )
+    way = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+    def advance(gone: Float[Array, "n r"], _: None) -> tuple[Float[Array, "n r"], None]:
+        free = obstacles.distance(position[:, None] + gone[:, :, None] * way)
+        return jnp.minimum(gone + jnp.maximum(free, 0.0), radius), None
+
+    gone, _ = jax.lax.scan(advance, jnp.zeros(angle.shape), None, length=n_iterations)
+    return jnp.where(alive[:, None], gone / radius, 1.0)
+
+
+class Raster(eqx.Module):
+    """Cells over a box of the plane, or over the first two axes of space, with bands of equal height along the third.
+
+    Attributes:
+        lower: lowest corner of the box, metres.
+        size: its sides, metres.
+        shape: rows (along the second axis) and columns (along the first).
+        n_bands: bands of altitude; 1 in the plane.
+    """
+
+    lower: Float[Array, " d"]
+    size: Float[Array, " d"]
+    shape: tuple[int, int] = eqx.field(static=True)
+    n_bands: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        if min(*self.shape, self.n_bands) < 1:
+            raise ConfigError(f"Raster: shape {self.shape}, {self.n_bands} bands: expected at least 1 of each")
+        if self.n_bands > 1 and self.size.shape[-1] < 3:
+            raise ConfigError(f"Raster: {self.n_bands} bands in the plane: altitude is the third axis of space")
+
+    def cell(self, position: Float[Array, "n d"], mask: Bool[Array, " n"]) -> Int[Array, "n 2"]:
+        """Row and column of each entity, as `Observation.cell`; who is outside counts at the edge, 0 off the mask."""
+        return jnp.stack([self._along(position, mask, 1), self._along(position, mask, 0)], axis=1)
+
+    def sum(
+        self, position: Float[Array, "n d"], mask: Bool[Array, " n"], values: Float[Array, "n c"]
+    ) -> Float[Array, "h w x"]:
+        """Sum values over the entities of the mask in each cell; ones count them.
+
+        Returns:
+            x = n_bands * c channels, the c of the lowest band first.
+        """
+        cell = self.cell(position, mask)
+        band = self._along(position, mask, 2) if self.n_bands > 1 else jnp.zeros_like(cell[:, 0])
+        empty = jnp.zeros((*self.shape, self.n_bands, values.shape[1]))
+        sums = empty.at[cell[:, 0], cell[:, 1], band].add(jnp.where(mask[:, None], values, 0.0))
+        return sums.reshape(*self.shape, -1)
+
+    def _along(self, position: Float[Array, "n d"], mask: Bool[Array, " n"], axis: int) -> Int[Array, " n"]:
+        n = (self.shape[1], self.shape[0], self.n_bands)[axis]
+        place = jnp.where(mask, position[:, axis] - self.lower[axis], 0.0) / self.size[axis]
+        # Limited before the conversion, which is undefined for what no integer can hold.
+        return jnp.clip(place * n, 0, n - 1).astype(jnp.int32)
