@@ -300,7 +300,7 @@ class CellGridNeighbors(Neighbors):
     ) -> list[Array]:
         """Fold an operation over the candidates of all blocks, tier by tier; carries are [b, m]."""
         for tier in listed:
-            size = tier.limit.shape[1]
+            size = tier.row.shape[1]
 
             def body(part: list[Array], candidate: _Candidate) -> tuple[list[Array], None]:
                 return operation(part, self._look(candidate, among)), None
@@ -319,7 +319,7 @@ class CellGridNeighbors(Neighbors):
         nobody = jnp.full(self.member.shape, _NOBODY)
         scale = 2.0 ** (32 - bits) / jnp.square(jax.lax.stop_gradient(self.search.radius))
         largest = np.nextafter(np.float32(2.0 ** (32 - bits)), np.float32(0.0))
-        listed = self._listed(self.position[:, :0], among)
+        listed = jax.lax.stop_gradient(self)._listed(self.position[:, :0], among, whole=False)
 
         def next_nearest(bound: Array, _: None) -> tuple[Array, Array]:
             """The least key that is not below a bound, and the bound above it."""
@@ -361,9 +361,9 @@ class CellGridNeighbors(Neighbors):
         among: Among | None,
     ) -> Shaped[Array, "b m"]:
         """The same up to the end of the longest list only; no gradient can pass a loop of open length."""
-        held, done = jax.lax.stop_gradient(self), 0
-        for tier in jax.lax.stop_gradient(listed):
-            window, size = tier.limit.shape
+        held = jax.lax.stop_gradient(self)
+        for tier, n_chunks in zip(listed, self._n_chunks(), strict=True):
+            size = tier.row.shape[1]
 
             def body(i: Array, part: Array, tier: _Candidate = tier) -> Array:
                 chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * CHUNK, CHUNK), tier)
@@ -371,36 +371,58 @@ class CellGridNeighbors(Neighbors):
                     part = operation(part, held._look(jax.tree.map(lambda x, j=j: x[j], chunk), among))
                 return part
 
-            n_chunks = (jnp.clip(self.n_candidates[0] - done, 0, window) + CHUNK - 1) // CHUNK
-            part = jax.lax.fori_loop(0, n_chunks, body, carry[:size])
-            carry = jnp.concatenate([part, carry[size:]])
-            done += window
+            carry = jnp.concatenate([jax.lax.fori_loop(0, n_chunks, body, carry[:size]), carry[size:]])
         return carry
 
-    def _listed(self, shown: Float[Array, "n v"], among: Among | None) -> list["_Candidate"]:
-        """Gather what the candidates of each block show, once for all members; tier by tier."""
+    def _n_chunks(self) -> list[Int[Array, ""]]:
+        """Chunks of each tier up to the end of the longest list."""
+        windows = self.search.windows
+        done = np.cumsum((0, *windows[:-1]))
+        left = [jnp.clip(self.n_candidates[0] - d, 0, window) for d, window in zip(done, windows, strict=True)]
+        return [(n + CHUNK - 1) // CHUNK for n in left]
+
+    def _listed(self, shown: Float[Array, "n v"], among: Among | None, whole: bool = True) -> list["_Candidate"]:
+        """Gather what the candidates of each block show, once for all members; tier by tier.
+
+        Not `whole`: only up to the end of the longest list.
+        """
         rows, first, listed = jnp.concatenate([self.position, shown], axis=1), 0, []
         labels = [a.label[self.order] for a in (self.among, among) if a is not None]
-        for tier in self.tiers:
+        for tier, n_chunks in zip(self.tiers, self._n_chunks(), strict=True):
             number = first + jnp.arange(tier.shape[0], dtype=jnp.int32)
-            exists = number[:, None] < self.n_candidates[None, : tier.shape[1]]
-            limit = jnp.where(exists, jnp.square(self.search.radius), -1.0)
-            listed.append(_Candidate(number, limit, rows[tier], [label[tier] for label in labels]))
+            gathered = [_gather(x, tier, None if whole else n_chunks) for x in (rows, *labels)]
+            listed.append(_Candidate(number, gathered[0], gathered[1:]))
             first += tier.shape[0]
         return listed
 
     def _look(self, candidate: "_Candidate", among: Among | None) -> "_Seen":
         """Measure the ways from the members of blocks to a candidate of each."""
-        space, n_dimensions, size = self.search.space, self.position.shape[1], candidate.limit.shape[0]
+        space, n_dimensions, size = self.search.space, self.position.shape[1], candidate.row.shape[0]
         member = self.member[:size]
         here = [column[member] for column in self.position.T]
         ways = [space.shortest(candidate.row[:, None, axis] - mine, axis) for axis, mine in enumerate(here)]
         square = sum((rounded(jnp.square(way)) for way in ways[1:]), start=rounded(jnp.square(ways[0])))
-        near = (square < candidate.limit[:, None]) & (self.own[:size] != candidate.number)
+        listed = candidate.number < self.n_candidates[:size]
+        limit = jnp.where(listed, jnp.square(self.search.radius), -1.0)
+        near = (square < limit[:, None]) & (self.own[:size] != candidate.number)
         restrictions = [a for a in (self.among, among) if a is not None]
         for restriction, label in zip(restrictions, candidate.labels, strict=True):
             near = near & restriction.allows(restriction.label[self.order][member], label[:, None])
         return _Seen(near, ways, square, candidate.number, candidate.row[:, n_dimensions:])
+
+
+def _gather(
+    rows: Shaped[Array, "n *v"], tier: Int[Array, "w b"], n_chunks: Int[Array, ""] | None
+) -> Shaped[Array, "w b *v"]:
+    """Rows of the candidates; where a number of chunks is given, only of those, and 0 beyond."""
+    if n_chunks is None:
+        return rows[tier]
+
+    def fill(i: Array, gathered: Array) -> Array:
+        ranks = jax.lax.dynamic_slice_in_dim(tier, i * CHUNK, CHUNK)
+        return jax.lax.dynamic_update_slice_in_dim(gathered, rows[ranks], i * CHUNK, 0)
+
+    return jax.lax.fori_loop(0, n_chunks, fill, jnp.zeros((*tier.shape, *rows.shape[1:]), rows.dtype))
 
 
 class _Candidate(NamedTuple):
@@ -408,13 +430,11 @@ class _Candidate(NamedTuple):
 
     Attributes:
         number: in the list.
-        limit: squared distance below which it counts; negative where the list has ended.
         row: its position and values.
         labels: one for each restriction.
     """
 
     number: Int[Array, "*w"]
-    limit: Float[Array, "*w b"]
     row: Float[Array, "*w b v"]
     labels: list[Int[Array, "*w b"]]
 
