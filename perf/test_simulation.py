@@ -1,4 +1,4 @@
-"""Agent-steps per second of simulation: random actions, many worlds, one compiled chunk of 64 steps."""
+"""Agent-steps per second of simulation: random actions, one large world or many small, one compiled chunk of steps."""
 
 import equinox as eqx
 import jax
@@ -8,13 +8,27 @@ import pytest
 import swarm
 from swarm.scenario import RandomPolicy
 
-STEPS = 64
+STEPS = 16
+SMALL_FLOCK = {"world.size": [6.0, 6.0], "population.bird.capacity": 16, "population.bird.initial": 16}
+PREY = {
+    "world.size": [150.0, 150.0],
+    "population.scout.capacity": 120,
+    "population.scout.initial": 120,
+    "population.hunter.capacity": 80,
+    "population.hunter.initial": 80,
+    "population.prey.capacity": 800,
+    "population.prey.initial": 800,
+}
 CASES = {
     "outpost-1": ("outpost", 1, {}),
     "outpost-32": ("outpost", 32, {}),
     "outpost-256": ("outpost", 256, {}),
     "flocking-1": ("flocking", 1, {}),
     "flocking-8": ("flocking", 8, {}),
+    "pursuit-1": ("pursuit", 1, PREY),
+    "pursuit-64": ("pursuit", 64, {}),
+    "spread-256": ("spread", 256, {}),
+    "flocking-16x4096": ("flocking", 4096, SMALL_FLOCK),
 }
 
 
