@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from scenarios import flocking_order as order
 from scenarios.flocking_config import FlockingConfig
@@ -28,7 +28,7 @@ class Fields(eqx.Module):
         direction: their unit velocities.
         way: ways to them, metres.
         too_near: how many are nearer than `crowding`.
-        away: unit ways from those nearer than `spacing`, each times 1 - distance / spacing.
+        away: ways from those nearer than `spacing`, as shares q of it, each times 1 - q^2.
         overflow: whether the search had too little room, so that some are missing.
     """
 
@@ -159,8 +159,10 @@ class Flocking(AbstractRules):
         d = self.space.n_dimensions
 
         def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
-            close = jnp.where(distance < self.crowding, 1.0, 0.0)
-            push = jnp.minimum(1.0 / self.spacing - 1.0 / jnp.maximum(distance, 1e-6), 0.0)
+            # Of the square alone: a root and a division for each pair would double the cost of a step.
+            square = sum((jnp.square(w) for w in way[1:]), start=jnp.square(way[0]))
+            close = jnp.where(square < jnp.square(self.crowding), 1.0, 0.0)
+            push = jnp.minimum(square / jnp.square(self.spacing) - 1.0, 0.0) / self.spacing
             return jnp.stack([jnp.ones_like(close), *theirs, *way, close, *(push * way)])
 
         near = self._find(entities)
@@ -194,9 +196,10 @@ class Flocking(AbstractRules):
         forward, left, up = self._frame(entities)
         size = norm(command)
         angle = jnp.minimum(size, 1.0) * full
-        share = jnp.where(size > 0, jnp.sin(angle) / jnp.where(size > 0, size, 1.0), 0.0)[:, None] * command
+        share = jnp.where(size > 0, jnp.sin(angle) / jnp.where(size > 0, size, 1.0), full)[:, None] * command
         direction = jnp.cos(angle)[:, None] * forward + share[:, :1] * left + share[:, 1:] * up
-        direction = direction / norm(direction)[:, None]
+        rounding = norm(direction)[:, None]
+        direction = direction / jnp.where(rounding > 0, rounding, 1.0)
         # Straight up or down there is no azimuth: the last one stays, and with it the frame.
         level = jnp.maximum(jnp.abs(direction[:, 0]), jnp.abs(direction[:, 1])) > 1e-6
         azimuth = jnp.arctan2(jnp.where(level, direction[:, 1], 0.0), jnp.where(level, direction[:, 0], 1.0))

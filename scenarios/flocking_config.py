@@ -70,7 +70,7 @@ class RewardTable(Table):
 class BoidsTable(Table):
     """Table `boids`: weights of the three urges."""
 
-    separation: float = 1.5
+    separation: float = 2.0
     alignment: float = 1.0
     cohesion: float = 0.3
 
