@@ -9,11 +9,11 @@ from jaxtyping import Array, Bool, Float, Key
 
 from scenarios import flocking_order as order
 from scenarios.flocking_config import FlockingConfig
-from swarm.entities import Entities, Spawn, spawn
+from swarm.entities import Entities
 from swarm.neighbors import AbstractNeighborSearch, Neighbors
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World
 from swarm.search import neighbor_search
-from swarm.space import Periodic
+from swarm.space import Periodic, rounded
 from swarm.status import Status
 from swarm.vectors import dot, norm
 
@@ -134,9 +134,9 @@ class Flocking(AbstractRules):
 
     def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
         """Place birds uniformly, with directions uniform on the circle or the sphere."""
-        n, d = self.initial, self.space.n_dimensions
+        d, slot = self.space.n_dimensions, jnp.arange(self.capacity, dtype=jnp.int32)
         # One key per bird, by number: the draw does not depend on how many there are.
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(slot)
         draw = jax.vmap(lambda k: jax.random.uniform(k, (2 * d - 1,)))(keys)
         heading = jnp.mod(2 * jnp.pi * draw[:, d] + jnp.pi, 2 * jnp.pi) - jnp.pi
         direction = jnp.stack([jnp.cos(heading), jnp.sin(heading)], axis=1)
@@ -145,11 +145,19 @@ class Flocking(AbstractRules):
             height = 2.0 * draw[:, 4:] - 1.0
             across = jnp.sqrt(jnp.maximum(1.0 - height**2, 0.0))
             direction = jnp.concatenate([across * direction, height], axis=1)
-        none, nothing = jnp.zeros(n, jnp.int32), jnp.zeros((n, 0))
-        births = Spawn(jnp.ones(n, bool), none, none, draw[:, :d] * self.space.size[None], heading, nothing)
-        entities, _ = spawn(Entities.empty(self.capacity, d, 0), births)
-        velocity = jnp.zeros((self.capacity, d)).at[:n].set(self.speed * direction)
-        entities = eqx.tree_at(lambda e: e.velocity, entities, velocity)
+        # Not by `spawn`: of a million birds, the compiler would spend a minute on ranks that are known beforehand.
+        alive, none = slot < self.initial, jnp.zeros_like(slot)
+        entities = Entities(
+            alive=alive,
+            uid=jnp.where(alive, slot, -1),
+            kind=none,
+            team=none,
+            position=rounded(draw[:, :d] * self.space.size[None]),
+            heading=heading,
+            velocity=rounded(self.speed * direction),
+            stores=jnp.zeros((self.capacity, 0)),
+            next_uid=jnp.int32(self.initial),
+        )
         return entities, self._look(entities)
 
     def _find(self, entities: Entities) -> Neighbors:
@@ -160,9 +168,9 @@ class Flocking(AbstractRules):
 
         def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
             # Of the square alone: a root and a division for each pair would double the cost of a step.
-            square = sum((jnp.square(w) for w in way[1:]), start=jnp.square(way[0]))
+            square = sum((rounded(jnp.square(w)) for w in way[1:]), start=rounded(jnp.square(way[0])))
             close = jnp.where(square < jnp.square(self.crowding), 1.0, 0.0)
-            push = jnp.minimum(square / jnp.square(self.spacing) - 1.0, 0.0) / self.spacing
+            push = jnp.minimum(rounded(square / jnp.square(self.spacing)) - 1.0, 0.0) / self.spacing
             return jnp.stack([jnp.ones_like(close), *theirs, *way, close, *(push * way)])
 
         near = self._find(entities)
@@ -190,14 +198,15 @@ class Flocking(AbstractRules):
         """Heading and direction after a step's turn."""
         full = self.turn_rate * self.time_step
         if command.shape[1] == 1:
-            heading = entities.heading + command[:, 0] * full
+            heading = entities.heading + rounded(command[:, 0] * full)
             heading = jnp.mod(heading + jnp.pi, 2 * jnp.pi) - jnp.pi
             return heading, jnp.stack([jnp.cos(heading), jnp.sin(heading)], axis=1)
         forward, left, up = self._frame(entities)
         size = norm(command)
         angle = jnp.minimum(size, 1.0) * full
         share = jnp.where(size > 0, jnp.sin(angle) / jnp.where(size > 0, size, 1.0), full)[:, None] * command
-        direction = jnp.cos(angle)[:, None] * forward + share[:, :1] * left + share[:, 1:] * up
+        direction = rounded(share[:, :1] * left) + rounded(share[:, 1:] * up)
+        direction = direction + rounded(jnp.cos(angle)[:, None] * forward)
         rounding = norm(direction)[:, None]
         direction = direction / jnp.where(rounding > 0, rounding, 1.0)
         # Straight up or down there is no azimuth: the last one stays, and with it the frame.
@@ -212,19 +221,20 @@ class Flocking(AbstractRules):
             return [forward, jnp.stack([-forward[:, 1], forward[:, 0]], axis=1)]
         x, y, z = forward.T
         sin, cos = jnp.sin(entities.heading), jnp.cos(entities.heading)
-        left, up = [-sin, cos, jnp.zeros_like(sin)], [-z * cos, -z * sin, x * cos + y * sin]
+        left, up = [-sin, cos, jnp.zeros_like(sin)], [-z * cos, -z * sin, rounded(x * cos) + rounded(y * sin)]
         return [forward, jnp.stack(left, axis=1), jnp.stack(up, axis=1)]
 
     def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
         """Turn, fly, look."""
         entities = world.entities
         heading, direction = self._turned(entities, self._command(action))
-        velocity = self.speed * direction
-        position, velocity = self.space.confine(entities.position + velocity * self.time_step, velocity)
+        velocity = rounded(self.speed * direction)
+        position = entities.position + rounded(velocity * self.time_step)
+        position, velocity = self.space.confine(position, velocity)
         entities = eqx.tree_at(lambda e: (e.position, e.heading, e.velocity), entities, (position, heading, velocity))
         seen = self._look(entities)
         aligned = dot(seen.direction, direction) / jnp.maximum(seen.count, 1.0)
-        reward = self.reward["alignment"] * aligned - self.reward["crowding"] * seen.too_near
+        reward = rounded(self.reward["alignment"] * aligned) - rounded(self.reward["crowding"] * seen.too_near)
         nobody = jnp.zeros_like(entities.alive)
         # Also what was missed before the first step, which had no status to say so.
         status = jnp.where(seen.overflow | world.fields.overflow, Status.NEIGHBORS_FULL, 0)

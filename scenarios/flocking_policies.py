@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Key
 
 from scenarios.flocking import Flocking
 from swarm.scenario import AbstractPolicy, Action, Observation, World
+from swarm.space import rounded
 from swarm.vectors import norm
 
 
@@ -41,7 +42,9 @@ class Boids(AbstractPolicy):
     def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Action:
         """Steer to the wanted direction; fly on when alone."""
         mean, centre, away = self.rules.bearings(world)
-        return toward(self.rules, self.alignment * mean + self.cohesion * centre + self.separation * away)
+        urges = ((self.alignment, mean), (self.cohesion, centre), (self.separation, away))
+        ahead, together, apart = (rounded(weight * way) for weight, way in urges)
+        return toward(self.rules, ahead + together + apart)
 
 
 class Vicsek(AbstractPolicy):
@@ -61,10 +64,10 @@ class Vicsek(AbstractPolicy):
         mean, _, _ = self.rules.bearings(world)
         count = world.fields.count[:, None]
         # The mean is over the others; a bird itself flies along its first axis.
-        way = mean * count + jnp.eye(1, mean.shape[1])
+        way = rounded(mean * count) + jnp.eye(1, mean.shape[1])
         draw = jax.vmap(lambda k: jax.random.uniform(k, (mean.shape[1] - 1,)))(world.entities.keys(key))
         if mean.shape[1] == 2:
-            angle = _angle(way[:, 1], way[:, 0]) + self.noise * (draw[:, 0] - 0.5)
+            angle = _angle(way[:, 1], way[:, 0]) + rounded(self.noise * (draw[:, 0] - 0.5))
             return toward(self.rules, jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1))
         return toward(self.rules, _on_cap(way, 0.5 * self.noise, draw))
 
@@ -78,9 +81,10 @@ def _on_cap(way: Float[Array, "n 3"], half_angle: Float[Array, ""], draw: Float[
     sign = jnp.where(z >= 0, 1.0, -1.0)
     a = -1.0 / (sign + z)
     b = x * y * a
-    first = jnp.stack([1.0 + sign * x * x * a, sign * b, -sign * x], axis=1)
-    second = jnp.stack([b, sign + y * y * a, -y], axis=1)
-    height = 1.0 - draw[:, :1] * (1.0 - jnp.cos(half_angle))
-    across = jnp.sqrt(jnp.maximum(1.0 - height**2, 1e-12))
+    first = jnp.stack([1.0 + rounded(sign * x * x * a), sign * b, -sign * x], axis=1)
+    second = jnp.stack([b, sign + rounded(y * y * a), -y], axis=1)
+    height = 1.0 - rounded(draw[:, :1] * (1.0 - jnp.cos(half_angle)))
+    across = jnp.sqrt(jnp.maximum(1.0 - rounded(height**2), 1e-12))
     turn = 2 * jnp.pi * draw[:, 1:]
-    return height * pole + across * (jnp.cos(turn) * first + jnp.sin(turn) * second)
+    level = rounded(jnp.cos(turn) * first) + rounded(jnp.sin(turn) * second)
+    return rounded(height * pole) + rounded(across * level)
