@@ -203,8 +203,9 @@ class Flocking(AbstractRules):
             return heading, jnp.stack([jnp.cos(heading), jnp.sin(heading)], axis=1)
         forward, left, up = self._frame(entities)
         size = norm(command)
-        angle = jnp.minimum(size, 1.0) * full
-        share = jnp.where(size > 0, jnp.sin(angle) / jnp.where(size > 0, size, 1.0), full)[:, None] * command
+        angle = rounded(jnp.minimum(size, 1.0) * full)
+        share = jnp.where(size > 0, jnp.sin(angle) / jnp.where(size > 0, size, 1.0), full)[:, None]
+        share = rounded(share * command)
         direction = rounded(share[:, :1] * left) + rounded(share[:, 1:] * up)
         direction = direction + rounded(jnp.cos(angle)[:, None] * forward)
         rounding = norm(direction)[:, None]

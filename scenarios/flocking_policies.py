@@ -85,6 +85,6 @@ def _on_cap(way: Float[Array, "n 3"], half_angle: Float[Array, ""], draw: Float[
     second = jnp.stack([b, sign + rounded(y * y * a), -y], axis=1)
     height = 1.0 - rounded(draw[:, :1] * (1.0 - jnp.cos(half_angle)))
     across = jnp.sqrt(jnp.maximum(1.0 - rounded(height**2), 1e-12))
-    turn = 2 * jnp.pi * draw[:, 1:]
+    turn = rounded(2 * jnp.pi * draw[:, 1:])
     level = rounded(jnp.cos(turn) * first) + rounded(jnp.sin(turn) * second)
     return rounded(height * pole) + rounded(across * level)
