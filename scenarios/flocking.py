@@ -1,102 +1,60 @@
-"""Flocking: birds of constant speed that steer by what they see of their neighbours."""
+"""Flocking: birds of constant speed that steer by what they see of their neighbours, in two or three dimensions."""
 
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import pydantic
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from swarm.config import Population, ScenarioConfig, Table
-from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AllPairs
-from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
+from scenarios import flocking_order as order
+from scenarios.flocking_config import FlockingConfig
+from swarm.entities import Entities
+from swarm.neighbors import AbstractNeighborSearch, Neighbors
+from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World
+from swarm.search import neighbor_search
 from swarm.sensing import Raster
-from swarm.space import Periodic
+from swarm.space import Periodic, rounded
+from swarm.status import Status
+from swarm.vectors import dot, norm
 
-Positive = pydantic.Field(gt=0.0)
 N_TURNS = 9
 
 
-class WorldTable(Table):
-    """Table `world`."""
-
-    size: tuple[float, float]
-    steps: int = pydantic.Field(ge=1)
-    time_step: float = Positive
-    raster: tuple[int, int]
-
-    @pydantic.model_validator(mode="after")
-    def _positive(self) -> "WorldTable":
-        if min(self.size) <= 0:
-            raise ValueError(f"size = {list(self.size)}: both sides must be longer than 0")
-        if not all(4 <= cells <= 128 for cells in self.raster):
-            raise ValueError(f"raster = {list(self.raster)}: from 4 to 128 cells a side")
-        return self
-
-
-class BirdTable(Population):
-    """Table `population.bird`."""
-
-    initial: int = pydantic.Field(ge=1)
-    speed: float = Positive
-    turn_rate: float = Positive
-    radius: float = Positive
-    crowding: float = pydantic.Field(ge=0.0)
-
-
-class PopulationTable(Table):
-    """Table `population`."""
-
-    bird: BirdTable
-
-
-class RewardTable(Table):
-    """Table `reward`."""
-
-    alignment: float
-    crowding: float
-
-
-class FlockingConfig(ScenarioConfig):
-    """A scenario file for flocking."""
-
-    world: WorldTable
-    population: PopulationTable
-    reward: RewardTable
-
-    @pydantic.model_validator(mode="after")
-    def _sight_fits(self) -> "FlockingConfig":
-        radius, side = self.population.bird.radius, min(self.world.size)
-        if radius > side / 2:
-            raise ValueError(
-                f"population.bird.radius = {radius:g} exceeds half of the shorter side of world.size ({side:g}), "
-                "beyond which a neighbour would be seen on two sides; lower it or enlarge the world"
-            )
-        return self
-
-
 class Fields(eqx.Module):
-    """What the birds saw when they last looked, so that a step looks once.
+    """What the birds saw when they last looked, so that a step looks once: sums over those in sight.
 
     Attributes:
-        seen: per bird, sums over those in sight: number, their headings' cosine and sine, displacement to them (x, y),
-            number too near, and the way from those (x, y), each weighted by 1 / distance.
+        count: how many they are.
+        direction: their unit velocities.
+        way: ways to them, metres.
+        too_near: how many are nearer than `crowding`.
+        away: ways from those nearer than `spacing`, as shares q of it, each times 1 - q^2.
+        overflow: whether the search had too little room, so that some are missing.
     """
 
-    seen: Float[Array, "n 8"]
+    count: Float[Array, " n"]
+    direction: Float[Array, "n d"]
+    way: Float[Array, "n d"]
+    too_near: Float[Array, " n"]
+    away: Float[Array, "n d"]
+    overflow: Bool[Array, ""]
 
 
 class Flocking(AbstractRules):
     """Reynolds' birds (1987) with constant speed: they steer only.
 
     Who: `bird`; one team; none is born or dies.
-    Actions: one of 9 turns, from full left to full right: turn rates -1, -3/4, ..., 1 of `turn_rate`.
-    Motion: heading += turn * time_step, then position += speed * (cos, sin) * time_step, in a periodic box.
-    Observation: maps (density and mean velocity on a raster), and for each bird, in its own frame: mean heading of
-        those within `radius`, way to their centre, way from those within `crowding`, and how many they are.
-    Reward per step: `alignment` times the mean cosine between own heading and those in sight (0 when alone), minus
+    Actions: one of 9. In two dimensions turns from full right to full left: rates -1, -3/4, ..., 1 of `turn_rate`. In
+        three, action 3 c + t: to the right, straight on or to the left (t = 0, 1, 2), and down, level or up (c = 0, 1,
+        2) in the bird's own frame. With continuous control: those one or two rates as commands in [-1, 1]. Both
+        together turn no faster than `turn_rate`.
+    Motion: the direction turns by rate * time_step, then position += speed * direction * time_step, in a periodic box.
+        `Entities.heading` is the azimuth; a bird's left is level.
+    Observation: maps (density and mean velocity on a raster, seen from above), and for each bird, in its own frame
+        (forward, left, up): mean direction of those within `radius`, way to their centre, way from those nearer than
+        `spacing`, how many they are, how many are nearer than `crowding`, and its direction.
+    Reward per step: `alignment` times the mean cosine between own direction and those in sight (0 when alone), minus
         `crowding` for each bird that is too near.
     End: never terminated, truncated after `steps`. Success is an end with polarisation above 0.9.
     """
@@ -110,29 +68,44 @@ class Flocking(AbstractRules):
     raster: tuple[int, int] = eqx.field(static=True)
     capacity: int = eqx.field(static=True)
     initial: int = eqx.field(static=True)
+    continuous: bool = eqx.field(static=True)
+    scripted: str = eqx.field(static=True)
     space: Periodic
+    search: AbstractNeighborSearch
     time_step: Float[Array, ""]
     speed: Float[Array, ""]
     turn_rate: Float[Array, ""]
-    radius: Float[Array, ""]
+    spacing: Float[Array, ""]
     crowding: Float[Array, ""]
     reward: dict[str, Float[Array, ""]]
+    boids: dict[str, Float[Array, ""]]
+    vicsek: dict[str, Float[Array, ""]]
 
     @classmethod
     def from_config(cls, config: FlockingConfig) -> "Flocking":
         """Build the rules from the validated scenario file."""
         bird, world = config.population.bird, config.world
+        space = Periodic(jnp.zeros(len(world.size)), jnp.asarray(world.size, jnp.float32))
+
+        def numbers(table: Any) -> dict[str, Array]:
+            return {k: jnp.float32(v) for k, v in table}
+
         return cls(
             raster=world.raster,
             capacity=bird.capacity,
             initial=bird.initial,
-            space=Periodic(jnp.zeros(2), jnp.asarray(world.size, jnp.float32)),
+            continuous=world.control == "continuous",
+            scripted=world.scripted,
+            space=space,
+            search=neighbor_search(space, bird.radius, bird.capacity, config.search),
             time_step=jnp.float32(world.time_step),
             speed=jnp.float32(bird.speed),
             turn_rate=jnp.float32(bird.turn_rate),
-            radius=jnp.float32(bird.radius),
+            spacing=jnp.float32(bird.spacing),
             crowding=jnp.float32(bird.crowding),
-            reward={k: jnp.float32(v) for k, v in config.reward},
+            reward=numbers(config.reward),
+            boids=numbers(config.boids),
+            vicsek=numbers(config.vicsek),
         )
 
     @property
@@ -146,84 +119,157 @@ class Flocking(AbstractRules):
         return 1
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def n_controls(self) -> int:
+        """Turn, and climb in three dimensions, if control is continuous."""
+        return self.space.n_dimensions - 1 if self.continuous else 0
+
+    @property
+    def centre(self) -> tuple[float, ...]:
         """Middle of the box."""
-        x, y = (0.5 * self.space.size).tolist()
-        return x, y
+        return tuple((0.5 * self.space.size).tolist())
+
+    @property
+    def radius(self) -> Float[Array, ""]:
+        """How far a bird sees; metres."""
+        return self.search.radius
 
     def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
-        """Place birds uniformly, with uniform headings."""
-        n = self.initial
+        """Place birds uniformly, with directions uniform on the circle or the sphere."""
+        d, slot = self.space.n_dimensions, jnp.arange(self.capacity, dtype=jnp.int32)
         # One key per bird, by number: the draw does not depend on how many there are.
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
-        draw = jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys)
-        none, nothing = jnp.zeros(n, jnp.int32), jnp.zeros((n, 0))
-        births = Spawn(
-            jnp.ones(n, bool), none, none, draw[:, :2] * self.space.size[None], 2 * jnp.pi * draw[:, 2], nothing
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(slot)
+        draw = jax.vmap(lambda k: jax.random.uniform(k, (2 * d - 1,)))(keys)
+        heading = jnp.mod(2 * jnp.pi * draw[:, d] + jnp.pi, 2 * jnp.pi) - jnp.pi
+        direction = jnp.stack([jnp.cos(heading), jnp.sin(heading)], axis=1)
+        if d == 3:
+            # Evenly on a sphere: its height is uniform (Archimedes).
+            height = 2.0 * draw[:, 4:] - 1.0
+            across = jnp.sqrt(jnp.maximum(1.0 - height**2, 0.0))
+            direction = jnp.concatenate([across * direction, height], axis=1)
+        # Not by `spawn`: of a million birds, the compiler would spend a minute on ranks that are known beforehand.
+        alive, none = slot < self.initial, jnp.zeros_like(slot)
+        entities = Entities(
+            alive=alive,
+            uid=jnp.where(alive, slot, -1),
+            kind=none,
+            team=none,
+            position=rounded(draw[:, :d] * self.space.size[None]),
+            heading=heading,
+            velocity=rounded(self.speed * direction),
+            stores=jnp.zeros((self.capacity, 0)),
+            next_uid=jnp.int32(self.initial),
         )
-        entities, _ = spawn(Entities.empty(self.capacity, 2, 0), births)
-        entities = eqx.tree_at(lambda e: e.velocity, entities, self._velocity(entities.heading))
-        return entities, Fields(self._look(entities))
+        return entities, self._look(entities)
 
-    def _velocity(self, heading: Float[Array, " n"]) -> Float[Array, "n 2"]:
-        return self.speed * jnp.stack([jnp.cos(heading), jnp.sin(heading)], axis=1)
+    def _find(self, entities: Entities) -> Neighbors:
+        return self.search.find(entities.position, entities.alive)
 
-    def _look(self, entities: Entities) -> Float[Array, "n 8"]:
-        headings = jnp.stack([jnp.cos(entities.heading), jnp.sin(entities.heading)], axis=1)
+    def _look(self, entities: Entities) -> Fields:
+        d = self.space.n_dimensions
 
         def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
-            close = jnp.where(distance < self.crowding, 1.0, 0.0)
-            away = -way / jnp.maximum(distance, 1e-6) ** 2
-            return jnp.stack([jnp.ones_like(close), *theirs, *way, close, *(close * away)])
+            # Of the square alone: a root and a division for each pair would double the cost of a step.
+            square = sum((rounded(jnp.square(w)) for w in way[1:]), start=rounded(jnp.square(way[0])))
+            close = jnp.where(square < jnp.square(self.crowding), 1.0, 0.0)
+            push = jnp.minimum(rounded(square / jnp.square(self.spacing)) - 1.0, 0.0) / self.spacing
+            return jnp.stack([jnp.ones_like(close), *theirs, *way, close, *(push * way)])
 
-        search = AllPairs(self.space, self.radius)
-        return search.find(entities.position, entities.alive).sum(pair, headings)
+        near = self._find(entities)
+        sums = near.sum(pair, entities.velocity / self.speed)
+        count, direction, way = sums[:, 0], sums[:, 1 : d + 1], sums[:, d + 1 : 2 * d + 1]
+        return Fields(count, direction, way, sums[:, 2 * d + 1], sums[:, 2 * d + 2 :], near.overflow)
 
-    def act(self, world: World, action: Int[Array, " n"], key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
+    def action_of(self, command: Float[Array, "n c"]) -> Action:
+        """The action nearest to commands of turn and, in three dimensions, climb, both shares of the turn rate."""
+        command = jnp.clip(command, -1.0, 1.0)
+        if self.continuous:
+            return command
+        half = N_TURNS // 2 if command.shape[1] == 1 else 1
+        index = jnp.round(command * half).astype(jnp.int32) + half
+        return index[:, 0] if command.shape[1] == 1 else 3 * index[:, 1] + index[:, 0]
+
+    def _command(self, action: Action) -> Float[Array, "n c"]:
+        if self.continuous:
+            return jnp.clip(action, -1.0, 1.0)
+        if self.space.n_dimensions == 2:
+            return ((action - N_TURNS // 2) / (N_TURNS // 2))[:, None]
+        return (jnp.stack([action % 3, action // 3], axis=1) - 1).astype(jnp.float32)
+
+    def _turned(self, entities: Entities, command: Float[Array, "n c"]) -> tuple[Array, Array]:
+        """Heading and direction after a step's turn."""
+        full = self.turn_rate * self.time_step
+        if command.shape[1] == 1:
+            heading = entities.heading + rounded(command[:, 0] * full)
+            heading = jnp.mod(heading + jnp.pi, 2 * jnp.pi) - jnp.pi
+            return heading, jnp.stack([jnp.cos(heading), jnp.sin(heading)], axis=1)
+        forward, left, up = self._frame(entities)
+        size = norm(command)
+        angle = rounded(jnp.minimum(size, 1.0) * full)
+        share = jnp.where(size > 0, jnp.sin(angle) / jnp.where(size > 0, size, 1.0), full)[:, None]
+        share = rounded(share * command)
+        direction = rounded(share[:, :1] * left) + rounded(share[:, 1:] * up)
+        direction = direction + rounded(jnp.cos(angle)[:, None] * forward)
+        rounding = norm(direction)[:, None]
+        direction = direction / jnp.where(rounding > 0, rounding, 1.0)
+        # Straight up or down there is no azimuth: the last one stays, and with it the frame.
+        level = jnp.maximum(jnp.abs(direction[:, 0]), jnp.abs(direction[:, 1])) > 1e-6
+        azimuth = jnp.arctan2(jnp.where(level, direction[:, 1], 0.0), jnp.where(level, direction[:, 0], 1.0))
+        return jnp.where(level, azimuth, entities.heading), direction
+
+    def _frame(self, entities: Entities) -> list[Float[Array, "n d"]]:
+        """Unit vectors forward, left and, in three dimensions, up, of each bird."""
+        forward = entities.velocity / self.speed
+        if forward.shape[1] == 2:
+            return [forward, jnp.stack([-forward[:, 1], forward[:, 0]], axis=1)]
+        x, y, z = forward.T
+        sin, cos = jnp.sin(entities.heading), jnp.cos(entities.heading)
+        left, up = [-sin, cos, jnp.zeros_like(sin)], [-z * cos, -z * sin, rounded(x * cos) + rounded(y * sin)]
+        return [forward, jnp.stack(left, axis=1), jnp.stack(up, axis=1)]
+
+    def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
         """Turn, fly, look."""
         entities = world.entities
-        turn = (jnp.clip(action, 0, N_TURNS - 1) - N_TURNS // 2) / (N_TURNS // 2)
-        heading = entities.heading + turn * self.turn_rate * self.time_step
-        heading = jnp.mod(heading + jnp.pi, 2 * jnp.pi) - jnp.pi
-        velocity = self._velocity(heading)
-        position, velocity = self.space.confine(entities.position + velocity * self.time_step, velocity)
+        heading, direction = self._turned(entities, self._command(action))
+        velocity = rounded(self.speed * direction)
+        position = entities.position + rounded(velocity * self.time_step)
+        position, velocity = self.space.confine(position, velocity)
         entities = eqx.tree_at(lambda e: (e.position, e.heading, e.velocity), entities, (position, heading, velocity))
         seen = self._look(entities)
-        count = jnp.maximum(seen[:, 0], 1.0)
-        aligned = (seen[:, 1] * jnp.cos(heading) + seen[:, 2] * jnp.sin(heading)) / count
-        reward = self.reward["alignment"] * aligned - self.reward["crowding"] * seen[:, 5]
+        aligned = dot(seen.direction, direction) / jnp.maximum(seen.count, 1.0)
+        reward = rounded(self.reward["alignment"] * aligned) - rounded(self.reward["crowding"] * seen.too_near)
         nobody = jnp.zeros_like(entities.alive)
-        return entities, Fields(seen), Outcome(reward, nobody, None)
+        # Also what was missed before the first step, which had no status to say so.
+        status = jnp.where(seen.overflow | world.fields.overflow, Status.NEIGHBORS_FULL, 0)
+        return entities, seen, Outcome(reward, nobody, None, status=status)
 
-    def _bearings(self, world: World) -> Float[Array, "n 6"]:
-        """Mean heading of those in sight, mean way to them and way from those too near, in each bird's own frame."""
-        heading, seen = world.entities.heading, world.fields.seen
-        count = jnp.maximum(seen[:, :1], 1.0)
-        forward, left = jnp.cos(heading), jnp.sin(heading)
+    def bearings(self, world: World) -> tuple[Float[Array, "n d"], Float[Array, "n d"], Float[Array, "n d"]]:
+        """Mean direction of those in sight, way to their centre in radii, and way from those too near.
 
-        def turned(x: Array, y: Array) -> list[Array]:
-            return [x * forward + y * left, y * forward - x * left]
-
-        mean, to_centre, away = seen[:, 1:3] / count, seen[:, 3:5] / count / self.radius, seen[:, 6:8] * self.crowding
-        parts = [turned(part[:, 0], part[:, 1]) for part in (mean, to_centre, away)]
-        return jnp.stack([column for part in parts for column in part], axis=1)
+        Each in the bird's own frame: forward, left, up.
+        """
+        seen, frame = world.fields, self._frame(world.entities)
+        count = jnp.maximum(seen.count, 1.0)[:, None]
+        ways = (seen.direction / count, seen.way / count / self.radius, seen.away)
+        mean, centre, away = (jnp.stack([dot(axis, way) for axis in frame], axis=1) for way in ways)
+        return mean, centre, away
 
     def observe(self, world: World) -> Observation:
         """Raster and bearings."""
-        entities, seen = world.entities, world.fields.seen
+        entities, seen = world.entities, world.fields
         alive, (h, w) = entities.alive, self.raster
-        raster = Raster(self.space.lower, self.space.size, self.raster)
-        rows = jnp.concatenate([jnp.ones((self.n_slots, 1)), entities.velocity / self.speed], axis=1)
-        sums = raster.sum(entities.position, alive, rows)
-        density = sums[..., :1] * (h * w / max(self.initial, 1))
+        direction = entities.velocity / self.speed
+        raster = Raster(self.space.lower[:2], self.space.size[:2], self.raster)
+        cell = raster.cell(entities.position[:, :2], alive)
+        rows = jnp.concatenate([jnp.ones((self.n_slots, 1)), direction], axis=1)
+        sums = raster.sum(entities.position[:, :2], alive, rows)
+        density = sums[..., :1] * (h * w / self.initial)
         maps = jnp.concatenate([jnp.tanh(density / 4.0), sums[..., 1:] / jnp.maximum(sums[..., :1], 1.0)], axis=-1)
-        numbers = jnp.tanh(jnp.stack([seen[:, 0] / 8.0, seen[:, 5]], axis=1))
-        heading = jnp.stack([jnp.cos(entities.heading), jnp.sin(entities.heading)], axis=1)
-        own = jnp.concatenate([self._bearings(world), numbers, heading], axis=1)
+        numbers = jnp.tanh(jnp.stack([seen.count / 8.0, seen.too_near], axis=1))
+        own = jnp.concatenate([*self.bearings(world), numbers, direction], axis=1)
         return Observation(
             maps=maps[None],
             view=jnp.zeros(self.n_slots, jnp.int32),
-            cell=raster.cell(entities.position, alive),
+            cell=cell,
             own=jnp.where(alive[:, None], own, 0.0),
             kind=jnp.zeros(self.n_slots, jnp.int32),
             alive=alive,
@@ -235,57 +281,46 @@ class Flocking(AbstractRules):
         return jnp.zeros((), bool)
 
     def metrics(self, world: World) -> dict[str, Float[Array, ""]]:
-        """Order parameters.
+        """Order parameters (`scenarios.flocking_order`).
 
-        polarisation: length of the mean unit velocity (Vicsek et al. 1995); 1 when all fly the same way.
+        polarisation: length of the mean unit velocity.
+        milling: rotation about the centre of mass.
+        nearest: mean distance to the nearest neighbour, metres.
+        clusters: sets joined by chains of birds that see each other.
         neighbours: mean number in sight.
         too_near: share of birds with another one nearer than `crowding`.
         """
-        entities, seen = world.entities, world.fields.seen
-        n = jnp.maximum(jnp.sum(entities.alive), 1)
-
-        def mean(x: Array) -> Array:
-            return jnp.sum(jnp.where(entities.alive, x, 0.0)) / n
-
-        polarisation = jnp.hypot(mean(jnp.cos(entities.heading)), mean(jnp.sin(entities.heading)))
+        entities, seen = world.entities, world.fields
+        alive, direction, near = entities.alive, entities.velocity / self.speed, self._find(entities)
+        polarisation = order.polarisation(direction, alive)
         return {
             "polarisation": polarisation,
             "aligned": (polarisation > 0.9).astype(jnp.float32),
-            "neighbours": mean(seen[:, 0]),
-            "too_near": mean((seen[:, 5] > 0).astype(jnp.float32)),
+            "milling": order.milling(self.space, entities.position, direction, alive),
+            "nearest": order.nearest_distance(near, alive),
+            "clusters": order.cluster_count(near, alive),
+            "neighbours": order.mean(seen.count, alive),
+            "too_near": order.mean((seen.too_near > 0).astype(jnp.float32), alive),
         }
 
     def scripted_policy(self) -> AbstractPolicy:
-        """Boids."""
-        return Boids(self, separation=jnp.float32(1.5), alignment=jnp.float32(1.0), cohesion=jnp.float32(0.3))
+        """Boids, or Vicsek's."""
+        from scenarios.flocking_policies import Boids, Vicsek
+
+        return Vicsek(self, **self.vicsek) if self.scripted == "vicsek" else Boids(self, **self.boids)
 
     def draw(self, axes: Any, world: World) -> None:
-        """Draw an arrow for each bird, coloured by heading."""
+        """Draw an arrow for each bird, seen from above: coloured by heading, or by altitude in three dimensions."""
         import numpy as np
 
         entities = world.entities
-        alive = np.asarray(entities.alive)
-        place, way = entities.position[alive], entities.velocity[alive]
-        axes.quiver(*place.T, *way.T, entities.heading[alive], cmap="hsv", clim=(-np.pi, np.pi), pivot="mid", scale=90)
-        width, height = np.asarray(self.space.size)
-        axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[], aspect="equal")
+        alive, size = np.asarray(entities.alive), np.asarray(self.space.size)
+        place, way = entities.position[alive], entities.velocity[alive] / self.speed
+        if len(size) == 2:
+            colour = {"cmap": "hsv", "clim": (-np.pi, np.pi)}
+        else:
+            colour = {"cmap": "viridis", "clim": (0.0, size[2])}
+        shade = entities.heading[alive] if len(size) == 2 else place[:, 2]
+        axes.quiver(*place.T[:2], *way.T[:2], shade, **colour, pivot="mid", scale=45)
+        axes.set(xlim=(0, size[0]), ylim=(0, size[1]), xticks=[], yticks=[], aspect="equal")
         axes.set_title(f"step {int(world.step)}", fontsize=9)
-
-
-class Boids(AbstractPolicy):
-    """Steers toward a weighted sum of separation, alignment and cohesion (Reynolds 1987)."""
-
-    rules: Flocking
-    separation: Float[Array, ""]
-    alignment: Float[Array, ""]
-    cohesion: Float[Array, ""]
-
-    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Int[Array, " n"]:
-        """Take the turn that comes nearest to the wanted heading within a step; fly on when alone."""
-        mean_x, mean_y, centre_x, centre_y, away_x, away_y = self.rules._bearings(world).T
-        x = self.alignment * mean_x + self.cohesion * centre_x + self.separation * away_x
-        y = self.alignment * mean_y + self.cohesion * centre_y + self.separation * away_y
-        wanted = jnp.where((x == 0) & (y == 0), 0.0, jnp.arctan2(y, x))
-        full = self.rules.turn_rate * self.rules.time_step
-        half = N_TURNS // 2
-        return jnp.clip(jnp.round(wanted / full * half), -half, half).astype(jnp.int32) + half

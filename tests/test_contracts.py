@@ -97,9 +97,10 @@ def test_swarm_refuses_wrong_shapes():
 
 
 def test_scenarios_refuse_wrong_shapes():
-    Fields(jnp.zeros((3, 8)))
+    seen = (jnp.zeros(3), jnp.zeros((3, 2)), jnp.zeros((3, 2)), jnp.zeros(3))
+    Fields(*seen, jnp.zeros((3, 2)), jnp.zeros((), bool))
     with pytest.raises(TypeCheckError):
-        Fields(jnp.zeros((3, 7)))
+        Fields(*seen, jnp.zeros((3, 3)), jnp.zeros((), bool))
 
 
 def test_training_refuses_wrong_shapes():

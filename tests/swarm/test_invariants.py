@@ -33,10 +33,62 @@ FLOCKING = {
     "population.bird.capacity": 40,
     "population.bird.initial": 30,
 }
+BATTLE = {
+    "world.size": [30.0, 28.0],
+    "world.gap": 2.0,
+    "world.squad": 4,
+    "world.steps": 1000,
+    "groups.squad": "block:4",
+    "waves.every": 8,
+    "waves.count": 2,
+    "population.infantry.capacity": 24,
+    "population.infantry.initial": 12,
+    "population.infantry.wave": 4,
+    "population.infantry.health": 30.0,
+    "population.infantry.damage": 30.0,
+    "population.archer.capacity": 12,
+    "population.archer.initial": 4,
+    "population.archer.wave": 4,
+    "population.archer.damage": 30.0,
+    "population.archer.accuracy": 0.7,
+    "population.cavalry.capacity": 4,
+    "population.cavalry.initial": 4,
+    "population.cavalry.wave": 0,
+}
+SPREAD = {
+    "world.size": [3.0, 3.0],
+    "world.steps": 1000,
+    "world.landmarks": 6,
+    "population.agent.capacity": 12,
+    "population.agent.initial": 8,
+}
+PURSUIT = {
+    "world.size": [16.0, 16.0],
+    "world.steps": 1000,
+    "world.obstacles": 3,
+    "world.obstacle_radius": [1.0, 2.0],
+    "world.raster": [6, 6],
+    "world.respawn": True,
+    "world.prey": "acting",
+    "population.scout.capacity": 8,
+    "population.scout.initial": 6,
+    "population.scout.sight": 8.0,
+    "population.hunter.catch": 3.5,
+    "population.hunter.capacity": 6,
+    "population.hunter.initial": 5,
+    "population.prey.capacity": 14,
+    "population.prey.initial": 12,
+}
 CASES = {
     "outpost, 1 team": ("outpost", OUTPOST | {"world.teams": 1}),
     "outpost, 2 teams": ("outpost", OUTPOST | {"world.teams": 2}),
     "flocking": ("flocking", FLOCKING),
+    "flocking, cell grid": ("flocking", FLOCKING | {"search.backend": "cell_grid", "search.room": 4}),
+    "flocking, 3D": ("flocking", FLOCKING | {"world.size": [6.0, 6.0, 6.0]}),
+    "vicsek": ("vicsek", FLOCKING),
+    "battle": ("battle", BATTLE),
+    "spread": ("spread", SPREAD),
+    "pursuit": ("pursuit", PURSUIT),
 }
 
 
@@ -47,7 +99,7 @@ class Case(NamedTuple):
 
     @property
     def has_births(self) -> bool:
-        return self.name.startswith("outpost")
+        return self.name.startswith(("outpost", "battle", "pursuit"))
 
 
 @functools.cache
@@ -62,7 +114,7 @@ def case(request):
     return built(request.param)
 
 
-@pytest.fixture(scope="module", params=["outpost, 2 teams", "flocking"])
+@pytest.fixture(scope="module", params=["outpost, 2 teams", "flocking, cell grid", "battle", "pursuit"])
 def broad_case(request):
     """For claims that need compilations of their own, which a second outpost would repeat to no purpose."""
     return built(request.param)
@@ -73,7 +125,7 @@ def _play(simulator, world, timestep, key):
 
     def body(carry, step_key):
         world, timestep = carry
-        action = RandomPolicy()(world, timestep.observation, step_key)
+        action = RandomPolicy(simulator.rules.n_controls)(world, timestep.observation, step_key)
         carry = simulator.step(world, action)
         return carry, (*carry, action)
 
