@@ -237,7 +237,7 @@ def test_all_backends_see_the_same(size):
 
 
 def test_a_crowd_beyond_the_room_of_the_search_is_flagged():
-    simulator = make("flocking", {"population.bird.initial": 200})
+    simulator = make("flocking")
     world, _ = reset(simulator, jax.random.key(6))
     action = jnp.full(1000, 4, jnp.int32)
     assert int(step(simulator, world, action)[0].status) == 0

@@ -122,7 +122,7 @@ def test_a_file_that_is_not_there_is_named_with_those_that_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("outpos", "did you mean 'outpost'?"), ("zzzzzz", "valid: battle, flocking, outpost, pursuit, spread, vicsek")]
+    ("name", "hint"), [("outpos", "did you mean 'outpost'?"), ("zzzzzz", "valid: battle, flocking, outpost, pursuit")]
 )
 def test_an_unknown_scenario_is_named_with_those_known(name, hint):
     message = message_of(load, name)
@@ -231,7 +231,7 @@ def test_a_validated_scenario_cannot_be_changed():
         ({"groups.unit": "team"}, ["groups: unknown key 'unit'"]),
         (
             {"groups": {"levels": ["unit", "zzz"]}},
-            ["groups.zzz = 'zzz'", "unknown grouping 'zzz'", "valid: components"],
+            ["groups.zzz = 'zzz'", "unknown grouping 'zzz'", "valid: block:SIZE, components"],
         ),
         ({"groups.crew": "nearest:depto"}, ["groups.crew = 'nearest:depto'", "did you mean 'depot'?"]),
         ({"groups.crew": "modulo:0"}, ["groups.crew = 'modulo:0'", "like 'modulo:4'"]),

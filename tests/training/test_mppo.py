@@ -57,29 +57,33 @@ def test_value_learns_the_known_return(rivals):
     assert float(rows[-1]["value"]) == pytest.approx(-2.0, abs=0.3)
 
 
-def test_one_and_eight_devices_learn_the_same_parameters():
-    small = {
-        "world.size": [8, 8],
-        "world.steps": 12,
-        "population.depot.initial": 1,
-        "population.depot.capacity": 1,
-        "population.light.initial": 1,
-        "population.light.capacity": 3,
-        "population.heavy.initial": 1,
-        "population.heavy.capacity": 2,
-        "training.worlds": 8,
-        "training.rollout": 8,
-        "training.minibatches": 2,
-        "training.epochs": 1,
-        "training.network.channels": 4,
-        "training.network.dilations": [1],
-        "training.network.hidden": 8,
-    }
-    results = [run(learner_of("outpost", small, n), 10) for n in (1, 8)]
+SMALL_OUTPOST = {
+    "world.size": [8, 8],
+    "world.steps": 12,
+    "population.depot.initial": 1,
+    "population.depot.capacity": 1,
+    "population.light.initial": 1,
+    "population.light.capacity": 3,
+    "population.heavy.initial": 1,
+    "population.heavy.capacity": 2,
+    "training.rollout": 8,
+    "training.network.channels": 4,
+    "training.network.dilations": [1],
+    "training.network.hidden": 8,
+}
+
+
+# The whole outpost compiles for a minute; the probe game runs the same learner.
+@pytest.mark.parametrize("scenario", ["rivals", pytest.param("outpost", marks=pytest.mark.slow)])
+def test_one_and_eight_devices_learn_the_same_parameters(scenario, rivals):
+    small = {} if scenario == "rivals" else SMALL_OUTPOST
+    small = small | {"training.worlds": 8, "training.minibatches": 2, "training.epochs": 1}
+    path = rivals if scenario == "rivals" else scenario
+    results = [run(learner_of(path, small, n), 10) for n in (1, 8)]
     one, eight = (jax.tree.leaves(eqx.filter(learned.network, eqx.is_array)) for learned, _ in results)
     for a, b in zip(one, eight, strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5, rtol=0)
     (_, rows_1), (_, rows_8) = results
-    # Episodes of 12 steps ended on every device, so resets and bootstraps were part of it.
+    # Episodes ended on every device, so resets and bootstraps were part of it.
     assert sum(float(m["episode"].count) for m in rows_1) == sum(float(m["episode"].count) for m in rows_8) > 8
     assert float(rows_1[-1]["agent_steps"]) == float(rows_8[-1]["agent_steps"])
