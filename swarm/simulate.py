@@ -59,12 +59,14 @@ def _simulate(arguments: argparse.Namespace) -> int:
     import jax
 
     from swarm.episode import play
+    from swarm.interrupts import stop_requested
     from swarm.render import Renderer
     from swarm.telemetry import Recorder
 
     n_steps = min(arguments.steps or int(simulator.max_steps), int(simulator.max_steps))
     tally = Tally(arguments.worlds)
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stop_requested())
         consumers: list[Any] = [tally]
         if arguments.record:
             about = {"seed": arguments.seed, "policy": arguments.policy}
@@ -81,6 +83,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
         ):
             for consumer in consumers:
                 consumer.write(chunk)
+            if stop():
+                raise KeyboardInterrupt
     tally.print()
     for word, path in (("recorded", arguments.record), ("rendered", target)):
         if path:

@@ -1,9 +1,7 @@
 """The training loop on the host: updates, metrics, checkpoints, and the ways a run can stop."""
 
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +11,7 @@ from jaxtyping import PyTree
 from tensorboardX import SummaryWriter
 
 from swarm.errors import RunError
+from swarm.interrupts import stop_requested
 from swarm.status import explain
 from training.mppo import MPPO, Learned
 from training.progress import Progress
@@ -53,7 +52,7 @@ def train(learner: MPPO, folder: RunFolder, seed: int, *, resume: bool) -> Learn
     writer = SummaryWriter(str(folder.path), purge_step=(done + 1) * config.steps_per_update if resume else None)
     before = rows[-1]["seconds"] if rows else 0.0
     warned: set[str] = set()
-    with Progress(config, done) as progress, _stop_requested() as stop, writer:
+    with Progress(config, done) as progress, stop_requested() as stop, writer:
         start = time.perf_counter()
         while done < config.n_updates:
             learned, actors, metrics = learner.update(learned, actors)
@@ -113,20 +112,3 @@ def _diverged(checkpoints: Checkpoints, update: int, row: dict[str, Any]) -> str
     except RunError:
         good = "there was no checkpoint yet"
     return f"update {update}: {name} is {row[name]}; {good}; lower training.learning_rate or training.reward_scale"
-
-
-@contextmanager
-def _stop_requested() -> Iterator[Any]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that is read between updates; a second Ctrl-C is immediate."""
-    asked: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        asked.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
