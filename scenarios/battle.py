@@ -14,7 +14,8 @@ from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
 from swarm.search import neighbor_search
-from swarm.space import AbstractSpace, Open, Walled, length
+from swarm.space import AbstractSpace, Open, Walled
+from swarm.vectors import norm
 
 HEALTH, WAIT, AHEAD, LEFT = range(4)
 N_STORES = 4
@@ -201,7 +202,6 @@ class Battle(AbstractRules):
     def act(self, world: World, action: Int[Array, " n"], key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
         """Fight, then move, look, and call reinforcements."""
         entities, fields = world.entities, world.fields
-        action = jnp.clip(action, 0, self.n_actions - 1)
         stores, dying, lost, reward = self._fight(entities, fields, action, key)
         living = entities.alive & ~dying
         position, velocity = self._move(entities, living, action)
@@ -386,7 +386,7 @@ def mean_over(values: Float[Array, "n v"], among: Bool[Array, " n"]) -> Float[Ar
 
 def move_towards(way: Float[Array, "n 2"], nearer_than: Float[Array, " n"]) -> Int[Array, " n"]:
     """The move that comes nearest to a way; stay where the way is shorter than a distance."""
-    distance = length([way[:, 0], way[:, 1]])
+    distance = norm(way)
     short = distance <= nearer_than
     angle = jnp.arctan2(jnp.where(short, 0.0, way[:, 1]), jnp.where(short, 1.0, way[:, 0]))
     octant = jnp.round(angle / (jnp.pi / 4)).astype(jnp.int32) % 8

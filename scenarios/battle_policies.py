@@ -7,6 +7,7 @@ from scenarios.battle import AHEAD, HEALTH, LEFT, N_MOVES, WAIT, Battle, mean_ov
 from swarm.hierarchy import reduce_groups
 from swarm.scenario import AbstractPolicy, Observation, World
 from swarm.space import length
+from swarm.vectors import norm
 
 # Who hits farther than this keeps its distance; metres.
 RANGED = 5.0
@@ -84,11 +85,11 @@ class Squads(AbstractPolicy):
         target, outnumbered = self._targets(wings)
         home = jnp.sum(wings[..., 2:], axis=1) / jnp.maximum(jnp.sum(wings[..., :1], axis=1), 1.0)
         wing, to_home = jnp.maximum(wing, 0), home[army] - middle
-        at_home = length([to_home[:, 0], to_home[:, 1]]) < 5.0
+        at_home = norm(to_home) < 5.0
         falls_back = outnumbered.ravel()[wing] & ~at_home
         way = jnp.where(falls_back[:, None], to_home, target.reshape(-1, 2)[wing] - middle)
         way = jnp.where((outnumbered.ravel()[wing] & at_home)[:, None], 0.0, way)
-        distance = length([way[:, 0], way[:, 1]])[:, None]
+        distance = norm(way)[:, None]
         return jnp.concatenate([middle, post, way / jnp.maximum(distance, 1e-6)], axis=1), falls_back
 
     def _targets(self, wings: Float[Array, "m g 4"]) -> tuple[Float[Array, "m g 2"], Bool[Array, "m g"]]:

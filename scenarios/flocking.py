@@ -14,7 +14,7 @@ from swarm.neighbors import AbstractNeighborSearch, Neighbors
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World
 from swarm.search import neighbor_search
 from swarm.sensing import Raster
-from swarm.space import Periodic, rounded
+from swarm.space import Periodic, rounded, square_length
 from swarm.status import Status
 from swarm.vectors import dot, norm
 
@@ -169,7 +169,7 @@ class Flocking(AbstractRules):
 
         def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
             # Of the square alone: a root and a division for each pair would double the cost of a step.
-            square = sum((rounded(jnp.square(w)) for w in way[1:]), start=rounded(jnp.square(way[0])))
+            square = square_length(list(way))
             close = jnp.where(square < jnp.square(self.crowding), 1.0, 0.0)
             push = jnp.minimum(rounded(square / jnp.square(self.spacing)) - 1.0, 0.0) / self.spacing
             return jnp.stack([jnp.ones_like(close), *theirs, *way, close, *(push * way)])

@@ -130,7 +130,6 @@ class Outpost(AbstractRules):
         board, entities, fields, table = self.board, world.entities, world.fields, self.board.table
         depot_at = board.depot_at(entities)
         legal = legal_actions(board, entities, fields, depot_at)
-        action = jnp.clip(action, 0, self.n_actions - 1)
         action = jnp.where(jnp.take_along_axis(legal, action[:, None], axis=1)[:, 0], action, STAY)
         unit, depot = entities.alive & (entities.kind != DEPOT), entities.is_kind(DEPOT)
         row, column, stores, moving = move(board, entities, fields, action, unit, depot_at)

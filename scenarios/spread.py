@@ -12,7 +12,8 @@ from swarm.config import Population, ScenarioConfig, Table
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AllPairs
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World
-from swarm.space import Open, length
+from swarm.space import Open
+from swarm.vectors import norm
 
 Positive = pydantic.Field(gt=0.0)
 # Beyond so many margins the contact force is 0 in single precision.
@@ -212,7 +213,7 @@ class Spread(AbstractRules):
     def _uncovered(self, entities: Entities, landmark: Float[Array, "l 2"]) -> Float[Array, " l"]:
         """Distance from each landmark to the nearest agent."""
         way = self.space.displacement(landmark[:, None], entities.position[None])
-        distance = length([way[..., 0], way[..., 1]])
+        distance = norm(way)
         return jnp.min(jnp.where(entities.alive[None], distance, jnp.inf), axis=1)
 
     def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
@@ -233,7 +234,7 @@ class Spread(AbstractRules):
         if self.continuous:
             return jnp.clip(action, -1.0, 1.0)
         moves = jnp.asarray([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
-        return moves[jnp.clip(action, 0, 4)]
+        return moves[action]
 
     @staticmethod
     def _mean(entities: Entities, values: Float[Array, " n"]) -> Float[Array, ""]:
@@ -269,7 +270,7 @@ class Spread(AbstractRules):
     def _own(self, world: World) -> Float[Array, "n o"]:
         entities, (n_landmarks, n_others) = world.entities, self.n_seen
         to_landmark = self.to_landmarks(world)
-        distance = length([to_landmark[..., 0], to_landmark[..., 1]])
+        distance = norm(to_landmark)
         chosen = jnp.sort(jax.lax.top_k(-distance, n_landmarks)[1], axis=1)
         to_landmark = jnp.take_along_axis(to_landmark, chosen[:, :, None], axis=1)
         nearest = AllPairs(self.space, jnp.float32(jnp.inf)).find(entities.position, entities.alive).nearest(n_others)

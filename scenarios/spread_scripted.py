@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from scenarios.spread import Spread
 from swarm.scenario import AbstractPolicy, Action, Observation, World
-from swarm.space import length
+from swarm.vectors import norm
 
 
 class Cover(AbstractPolicy):
@@ -47,7 +47,7 @@ class Cover(AbstractPolicy):
     def goals(self, world: World) -> Int[Array, " n"]:
         """Landmark of each agent; with `assign` and more agents than landmarks, the rest go to their nearest."""
         ways = self.rules.to_landmarks(world)
-        distance = length([ways[..., 0], ways[..., 1]])
+        distance = norm(ways)
         nearest = jnp.argmin(distance, axis=1).astype(jnp.int32)
         if not self.assign:
             return nearest

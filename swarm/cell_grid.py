@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest, Neighbors, Pair
-from swarm.space import AbstractSpace, length, rounded
+from swarm.space import AbstractSpace, length, root, square_length
 
 # Along the first axis cells are half as wide as along the others, which shortens the lists.
 REACH = 2
@@ -283,7 +283,7 @@ class CellGridNeighbors(Neighbors):
 
         def add(totals: list[Array], seen: _Seen) -> list[Array]:
             mine = [column[self.member[: seen.near.shape[0]]] for column in shown.T]
-            terms = over_blocks(seen.ways, _root(seen.square), mine, seen.theirs)
+            terms = over_blocks(seen.ways, root(seen.square), mine, seen.theirs)
             chosen = [jnp.where(seen.near, term, neutral) for term in terms]
             return [operation(total, term) for total, term in zip(totals, chosen, strict=True)]
 
@@ -401,7 +401,7 @@ class CellGridNeighbors(Neighbors):
         member = self.member[:size]
         here = [column[member] for column in self.position.T]
         ways = [space.shortest(candidate.row[:, None, axis] - mine, axis) for axis, mine in enumerate(here)]
-        square = sum((rounded(jnp.square(way)) for way in ways[1:]), start=rounded(jnp.square(ways[0])))
+        square = square_length(ways)
         listed = candidate.number < self.n_candidates[:size]
         limit = jnp.where(listed, jnp.square(self.search.radius), -1.0)
         near = (square < limit[:, None]) & (self.own[:size] != candidate.number)
@@ -455,11 +455,6 @@ class _Seen(NamedTuple):
     square: Float[Array, "b m"]
     number: Int[Array, ""]
     theirs: Float[Array, "b v"]
-
-
-def _root(square: Float[Array, "b m"]) -> Float[Array, "b m"]:
-    """Square root with gradient 0 at 0."""
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def _sort(cell: Int[Array, " n"], n_cells: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:

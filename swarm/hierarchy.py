@@ -126,27 +126,31 @@ def reduce_groups(
     """Reduce values by group slot. Index -1 belongs nowhere; an empty group gets 0 (False for `any`)."""
     segment = jnp.where(index >= 0, index, n_groups)
     member = (index >= 0).reshape(index.shape + (1,) * (values.ndim - 1))
-    count = jax.ops.segment_sum(jnp.ones_like(index), segment, n_groups + 1)[:n_groups]
-    count = count.reshape(count.shape + (1,) * (values.ndim - 1))
 
     def segments(function, chosen: Array) -> Array:
-        reduced = function(chosen, segment, n_groups + 1)[:n_groups]
-        return jnp.where(count > 0, reduced, jnp.zeros_like(reduced))
+        return function(chosen, segment, n_groups + 1)[:n_groups]
+
+    def counted() -> Array:
+        count = segments(jax.ops.segment_sum, jnp.ones_like(index))
+        return count.reshape(count.shape + (1,) * (values.ndim - 1))
+
+    def or_zero(reduced: Array) -> Array:
+        return jnp.where(counted() > 0, reduced, jnp.zeros_like(reduced))
 
     chosen = jnp.where(member, values, jnp.zeros_like(values))
     match operation:
         case "sum":
             return segments(jax.ops.segment_sum, chosen)
         case "mean":
-            return segments(jax.ops.segment_sum, chosen) / jnp.maximum(count, 1).astype(values.dtype)
+            return segments(jax.ops.segment_sum, chosen) / jnp.maximum(counted(), 1).astype(values.dtype)
         case "max":
-            return segments(jax.ops.segment_max, chosen)
+            return or_zero(segments(jax.ops.segment_max, chosen))
         case "min":
-            return segments(jax.ops.segment_min, chosen)
+            return or_zero(segments(jax.ops.segment_min, chosen))
         case "any":
             return segments(jax.ops.segment_max, chosen.astype(jnp.int32)) > 0
         case "count":
-            return jnp.broadcast_to(count, (n_groups, *values.shape[1:]))
+            return jnp.broadcast_to(counted(), (n_groups, *values.shape[1:]))
 
 
 def broadcast_groups(values: Shaped[Array, "g *v"], index: Int[Array, " n"]) -> Shaped[Array, "n *v"]:

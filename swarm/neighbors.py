@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.space import AbstractSpace, length, rounded
+from swarm.space import AbstractSpace, root, square_length
 from swarm.status import Status
 
 Pair = Callable[[Float[Array, " d"], Float[Array, ""], Float[Array, " v"], Float[Array, " v"]], Float[Array, " o"]]
@@ -135,8 +135,8 @@ class AllPairs(AbstractNeighborSearch):
         """Measure all distances."""
         here = jnp.where(alive[:, None], position, 0.0)
         ways = [self.space.shortest(here[None, :, axis] - here[:, None, axis], axis) for axis in range(here.shape[1])]
-        distance = length(ways)
-        square = sum((rounded(jnp.square(way)) for way in ways[1:]), start=rounded(jnp.square(ways[0])))
+        square = square_length(ways)
+        distance = root(square)
         n = alive.shape[0]
         near = (square < jnp.square(self.radius)) & alive[:, None] & alive[None, :] & ~jnp.eye(n, dtype=bool)
         if among is not None:

@@ -1,6 +1,7 @@
 """Continuous space in two or three dimensions: displacements, and what happens at its edge."""
 
 import abc
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -59,11 +60,20 @@ def rounded(product: Float[Array, "*v"]) -> Float[Array, "*v"]:
 
 
 def length(components: list[Float[Array, "*v"]]) -> Float[Array, "*v"]:
-    """Euclidean length of a vector given by components, with gradient 0 at 0.
+    """Euclidean length of a vector given by components, with gradient 0 at 0."""
+    return root(square_length(components))
+
+
+def square_length(components: Sequence[Float[Array, "*v"]]) -> Float[Array, "*v"]:
+    """Squared length of a vector given by components.
 
     Summed by name, not by a reduction, which XLA may round differently alone and in a batch.
     """
-    square = sum(rounded(jnp.square(c)) for c in components[1:]) + rounded(jnp.square(components[0]))
+    return sum((rounded(jnp.square(c)) for c in components[1:]), start=rounded(jnp.square(components[0])))
+
+
+def root(square: Float[Array, "*v"]) -> Float[Array, "*v"]:
+    """Square root with gradient 0 at 0."""
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
@@ -128,5 +138,6 @@ class Periodic(AbstractSpace):
     ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
         """Bring positions into the box."""
         inside = jnp.mod(position - self.lower[None], self.size[None])
-        # mod rounds tiny negative numbers up to the size itself, which is outside.
-        return self.lower[None] + jnp.where(inside >= self.size[None], 0.0, inside), velocity
+        # mod rounds tiny negative numbers up to the size itself, which is outside, and lets negative subnormal ones be.
+        outside = (inside <= 0) | (inside >= self.size[None])
+        return self.lower[None] + jnp.where(outside, 0.0, inside), velocity
