@@ -12,7 +12,7 @@ from scenarios.battle_config import BattleConfig
 from scenarios.battle_layout import KINDS, Layout, layout
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
-from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
+from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World, rows_of
 from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Open, Walled
 from swarm.vectors import norm
@@ -163,6 +163,12 @@ class Battle(AbstractRules):
         """Middle of the field."""
         x, y = (self.space.lower + 0.5 * self.space.size).tolist()
         return x, y
+
+    @property
+    def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Enemies in sight: the ways to all of them come first, then what else is seen of each."""
+        ways, rest = rows_of(9, N_SEEN, 2), rows_of(9 + 2 * N_SEEN, N_SEEN, 2)
+        return {"enemies": tuple(way + more for way, more in zip(ways, rest, strict=True))}
 
     # Reset
 

@@ -214,7 +214,8 @@ class Outpost(AbstractRules):
         power = jnp.where(wanted, self.board.table.build_power[kind], 0.0)
         stores = stores.at[:, METAL].add(-metal).at[:, POWER].add(-power)
         born = jnp.zeros_like(stores).at[:, POWER].set(jnp.minimum(power, self.board.table.battery[kind]))
-        births = Spawn(wanted, kind, entities.team, entities.position, jnp.zeros_like(entities.heading), born)
+        facing, builder = jnp.zeros_like(entities.heading), jnp.arange(self.n_slots)
+        births = Spawn(wanted, kind, entities.team, entities.position, facing, born, builder)
         return stores, births, n_refused
 
     def _refine(self, stores: Array, depot: Array) -> Float[Array, "n s"]:

@@ -47,7 +47,7 @@ class Greedy(AbstractPolicy):
         board, entities = self.board, world.entities
         kind, stores, legal, table = entities.kind, entities.stores, observation.action_mask, board.table
         unit = entities.alive & (kind != DEPOT)
-        row, column = observation.cell[:, 0], observation.cell[:, 1]
+        row, column = board.cell(entities)
         at_home = board.home(entities, row, column, board.depot_at(entities)) >= 0
         to_depot = board.to_depot(entities, detour=0.1 * jnp.maximum(stores[:, WATER], 0.0))
         cargo, power = stores[:, ICE] + stores[:, ORE], stores[:, POWER]
@@ -83,7 +83,7 @@ class Greedy(AbstractPolicy):
     def _move(self, world: World, observation: Observation, goal: Array, occupied: Array) -> Int[Array, " n"]:
         """Step to the neighbouring cell nearest to the goal, counting rubble, unless it is taken or claimed."""
         board, entities = self.board, world.entities
-        row, column = observation.cell[:, 0], observation.cell[:, 1]
+        row, column = board.cell(entities)
         rows = jnp.clip(row[:, None] + ROW_STEP[None], 0, board.height - 1)
         columns = jnp.clip(column[:, None] + COLUMN_STEP[None], 0, board.width - 1)
         distance = jnp.abs(goal[:, 1, None] - rows) + jnp.abs(goal[:, 0, None] - columns)

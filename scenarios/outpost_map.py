@@ -70,7 +70,7 @@ def _populate(board: Board, depot: dict[str, Array], depots: Float[Array, "p 2"]
     spread = jnp.stack([number % 3 - 1, number // 3 % 3 - 1], axis=1).astype(jnp.float32)
     place = depots[home] + jnp.where(is_depot[:, None], 0.0, spread)
     births = Spawn(wanted, kind, team, place, jnp.zeros(kind.shape), stores)
-    return spawn(Entities.empty(board.n_slots, 2, N_STORES), births)[0]
+    return spawn(Entities.empty(board.n_slots, 2, N_STORES, builders=True), births)[0]
 
 
 def _near_depots(board: Board, key: Key[Array, ""], depots: Float[Array, "p 2"]) -> Float[Array, "h w"]:

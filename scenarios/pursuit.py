@@ -13,7 +13,7 @@ from swarm.dynamics import Motion, VelocityLag
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
 from swarm.obstacles import Balls, collide
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World
+from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
 from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Periodic, Walled
 
@@ -132,6 +132,12 @@ class Pursuit(AbstractRules):
         """Middle of the box."""
         x, y = (0.5 * self.space.size).tolist()
         return x, y
+
+    @property
+    def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Foes and mates in sight."""
+        n_foes, n_mates = self.n_seen
+        return {"foes": rows_of(7, n_foes, 6), "mates": rows_of(7 + 6 * n_foes, n_mates, 5)}
 
     @property
     def n_controls(self) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AllPairs
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World
+from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
 from swarm.space import Open
 from swarm.vectors import norm
 
@@ -172,6 +172,12 @@ class Spread(AbstractRules):
     def centre(self) -> tuple[float, float]:
         """The origin."""
         return 0.0, 0.0
+
+    @property
+    def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Landmarks and other agents."""
+        n_landmarks, n_others = self.n_seen
+        return {"landmarks": rows_of(4, n_landmarks, 2), "others": rows_of(4 + 2 * n_landmarks, n_others, 2)}
 
     @property
     def n_controls(self) -> int:

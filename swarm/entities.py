@@ -24,6 +24,7 @@ class Entities(eqx.Module):
         velocity: metres per second, or cells per step on a grid.
         stores: what the entity holds, one column per good (see the scenario).
         next_uid: the identity that the next entity gets.
+        builder: slot that the entity who made it held at that time; -1: nobody. None where the rules keep no account.
     """
 
     alive: Bool[Array, " n"]
@@ -35,6 +36,7 @@ class Entities(eqx.Module):
     velocity: Float[Array, "n d"]
     stores: Float[Array, "n s"]
     next_uid: Int[Array, ""]
+    builder: Int[Array, " n"] | None = None
 
     @property
     def n_slots(self) -> int:
@@ -42,8 +44,8 @@ class Entities(eqx.Module):
         return self.alive.shape[0]
 
     @classmethod
-    def empty(cls, n_slots: int, n_dimensions: int, n_stores: int) -> "Entities":
-        """Return slots without a living entity."""
+    def empty(cls, n_slots: int, n_dimensions: int, n_stores: int, *, builders: bool = False) -> "Entities":
+        """Return slots without a living entity, which keep account of builders if told so."""
         n = n_slots
         return cls(
             alive=jnp.zeros(n, bool),
@@ -55,6 +57,7 @@ class Entities(eqx.Module):
             velocity=jnp.zeros((n, n_dimensions)),
             stores=jnp.zeros((n, n_stores)),
             next_uid=jnp.int32(0),
+            builder=jnp.full(n, -1, jnp.int32) if builders else None,
         )
 
     def remove(self, dying: Bool[Array, " n"]) -> "Entities":
@@ -72,7 +75,10 @@ class Entities(eqx.Module):
 
 
 class Spawn(eqx.Module):
-    """`m` requests for new entities, in order of precedence; only those `wanted` are served."""
+    """`m` requests for new entities, in order of precedence; only those `wanted` are served.
+
+    `builder` is the slot of the entity that makes it, for populations that keep account; -1, or None: nobody.
+    """
 
     wanted: Bool[Array, " m"]
     kind: Int[Array, " m"]
@@ -80,6 +86,7 @@ class Spawn(eqx.Module):
     position: Float[Array, "m d"]
     heading: Float[Array, " m"]
     stores: Float[Array, "m s"]
+    builder: Int[Array, " m"] | None = None
 
 
 def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
@@ -98,6 +105,8 @@ def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
     served = births.wanted & (wanted_rank < n_free)
     slot = jnp.where(served, slot_of_rank[jnp.clip(wanted_rank, 0, n - 1)], n)
 
+    builder = jnp.full_like(births.kind, -1) if births.builder is None else births.builder
+
     def put(old: Array, new: Array) -> Array:
         return old.at[slot].set(new, mode="drop")
 
@@ -111,5 +120,6 @@ def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
         velocity=put(entities.velocity, jnp.zeros_like(births.position)),
         stores=put(entities.stores, births.stores),
         next_uid=entities.next_uid + jnp.sum(served, dtype=jnp.int32),
+        builder=None if entities.builder is None else put(entities.builder, builder),
     )
     return population, jnp.sum(births.wanted & ~served, dtype=jnp.int32)

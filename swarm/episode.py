@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, Shaped
+from jaxtyping import Array, Key, PyTree, Shaped
 
 from swarm.config import Scenario
 from swarm.regrow import crowding, enlarge, migrate
@@ -90,10 +90,11 @@ def play(
     keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in range(1, n_worlds))])
     reset_keys, act_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     worlds, observations = _reset(simulator, reset_keys)
+    memory = _start(policy, worlds)
     done, running, seen, grown = 0, np.ones(n_worlds, bool), Status(0), ()
     while done < n_steps and running.any():
         n = chunk_steps or _affordable(worlds)
-        carry, history = _advance(simulator, policy, worlds, observations, act_keys, n)
+        carry, history = _advance(simulator, policy, worlds, observations, memory, act_keys, n)
         chunk = _cut(simulator, scenario, _host(worlds), _host(history), running, n_steps - done)
         faults = tuple(fault for fault in _faults(chunk) if not fault.bit & seen)
         bits = Status(sum(fault.bit for fault in faults))
@@ -104,11 +105,12 @@ def play(
                 larger = scenario.simulator()
                 policy = _with_rules(policy, simulator.rules, larger.rules)
                 worlds, observations = _move(larger, reset_keys, worlds if done else None)
+                memory = migrate(_start(policy, worlds), memory)
                 simulator, grown = larger, (*grown, *(f"{line} at step {cause.step}" for line in lines))
                 continue
         yield chunk._replace(faults=faults, grown=grown)
         running = running & ~chunk.last(_ended(chunk.timesteps))
-        worlds, observations = carry
+        worlds, observations, memory = carry
         done, seen, grown = done + n, seen | bits, ()
 
 
@@ -129,19 +131,25 @@ def _advance(
     policy: AbstractPolicy,
     worlds: World,
     observations: Observation,
+    memory: PyTree,
     keys: Key[Array, " b"],
     n_steps: int,
-) -> tuple[tuple[World, Observation], Any]:
-    def step(world: World, observation: Observation, key: Key[Array, ""]) -> Any:
-        action = policy(world, observation, jax.random.fold_in(key, world.step))
+) -> tuple[tuple[World, Observation, PyTree], Any]:
+    def step(world: World, observation: Observation, memory: PyTree, key: Key[Array, ""]) -> Any:
+        action, memory = policy.act(world, observation, memory, jax.random.fold_in(key, world.step))
         world, timestep = simulator.step(world, action)
         blind = eqx.tree_at(lambda t: t.observation, timestep, None)
-        return (world, timestep.observation), (world, blind, action, simulator.metrics(world))
+        return (world, timestep.observation, memory), (world, blind, action, simulator.metrics(world))
 
-    def body(carry: tuple[World, Observation], _: None) -> Any:
+    def body(carry: tuple[World, Observation, PyTree], _: None) -> Any:
         return jax.vmap(step)(*carry, keys)
 
-    return jax.lax.scan(body, (worlds, observations), length=n_steps)
+    return jax.lax.scan(body, (worlds, observations, memory), length=n_steps)
+
+
+def _start(policy: AbstractPolicy, worlds: World) -> PyTree:
+    """The memory of a policy before the first step of each world."""
+    return jax.vmap(lambda world: policy.start(world.entities.n_slots))(worlds)
 
 
 def _affordable(worlds: World) -> int:
@@ -201,7 +209,7 @@ def _offender(chunk: Chunk, bit: Status, t: int, number: int) -> int | None:
         uid, bad = entities.uid, entities.alive & ~np.asarray(finite(entities))
     elif bit is Status.BAD_ACTION:
         before = jax.tree.map(lambda x: x[number], _before(chunk, t)).entities
-        _, marked = usable(jnp.asarray(chunk.actions[t, number]), chunk.simulator.rules.n_actions)
+        _, marked = usable(jnp.asarray(chunk.actions[t, number]), chunk.simulator.rules.choices)
         uid, bad = before.uid, before.alive & np.asarray(marked)
     else:
         return None

@@ -31,11 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     import_training()
-    from training.restore import restore_policy
+    from training.build import build_teams
+    from training.config import load_training
+    from training.restore import frozen_policy
     from training.runs import RunFolder
 
     folder = RunFolder.open(Path(arguments.run))
-    simulator, policy = restore_policy(folder, deterministic=arguments.deterministic)
+    scenario = folder.scenario()
+    simulator = scenario.simulator()
+    teams = build_teams(scenario, load_training(scenario), simulator)
+    policy = teams.with_opponents(frozen_policy(folder, simulator, deterministic=arguments.deterministic))
     seed = folder.identity()["seed"] if arguments.seed is None else arguments.seed
     results = compare(simulator, {"trained": policy}, seed=seed, n_episodes=arguments.episodes)
     path = folder.path / "evaluation.json"

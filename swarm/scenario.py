@@ -7,15 +7,17 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from swarm.config import ScenarioConfig
 from swarm.entities import Entities, Spawn
 from swarm.hierarchy import Hierarchy
 from swarm.status import Status
 
-Action = Int[Array, " n"] | Float[Array, "n a"]
-"""One per slot: the index of a discrete action, or `a` commands in [-1, 1], a being `AbstractRules.n_controls`."""
+Action = Int[Array, " n"] | Int[Array, "n f"] | Float[Array, "n a"]
+"""One per slot: the index of a discrete action; or of each of `f` choices, where there are several
+(`AbstractRules.choices`); or `a` commands in [-1, 1], a being `AbstractRules.n_controls`."""
 
 __all__ = ["AbstractPolicy", "AbstractRules", "Observation", "Outcome", "RandomPolicy", "Spawn", "TimeStep", "World"]
 
@@ -46,18 +48,18 @@ class Observation(eqx.Module):
     """What policies may see: maps read once for all, and a row per entity slot.
 
     Attributes:
-        maps: `m` views (one per team) of `c` channels over an h by w raster.
+        maps: `m` views (one per team) of `c` channels over an h by w raster; None, as the next two, without a map.
         view: which of the maps an entity reads.
         cell: its place on the raster.
         own: its own features; 0 for dead slots.
         kind: its kind.
         alive: whether the slot holds an entity that acts.
-        action_mask: legal actions; at least one where alive.
+        action_mask: legal actions; at least one where alive (of each choice, side by side, where there are several).
     """
 
-    maps: Float[Array, "m h w c"]
-    view: Int[Array, " n"]
-    cell: Int[Array, "n 2"]
+    maps: Float[Array, "m h w c"] | None
+    view: Int[Array, " n"] | None
+    cell: Int[Array, "n 2"] | None
     own: Float[Array, "n o"]
     kind: Int[Array, " n"]
     alive: Bool[Array, " n"]
@@ -112,17 +114,39 @@ class TimeStep(eqx.Module):
 
 
 class AbstractPolicy(eqx.Module):
-    """Chooses an action per slot. Scripted policies may read the whole world, learned ones read the observation."""
+    """Chooses an action per slot. Scripted policies may read the whole world, learned ones read the observation.
+
+    A policy that remembers overrides `start` and `act`, which hand its memory on; whoever plays an episode calls those.
+    """
 
     @abc.abstractmethod
     def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Action:
         """Return the actions of all slots; those of dead slots are ignored."""
 
+    def start(self, n_slots: int) -> PyTree:
+        """Return the memory at the start of an episode; None for a policy without."""
+        return None
+
+    def act(self, world: World, observation: Observation, memory: PyTree, key: Key[Array, ""]) -> tuple[Action, PyTree]:
+        """Return the actions of all slots, and what to remember."""
+        return self(world, observation, key), memory
+
 
 class RandomPolicy(AbstractPolicy):
-    """Each entity draws uniformly: among its legal actions, or commands from [-1, 1] where there are `n_controls`."""
+    """Each entity draws uniformly: among its legal actions, or commands from [-1, 1] where there are `n_controls`.
+
+    Attributes:
+        n_controls: of the rules.
+        choices: of the rules; empty: one, as wide as the action mask.
+    """
 
     n_controls: int = eqx.field(static=True, default=0)
+    choices: tuple[int, ...] = eqx.field(static=True, default=())
+
+    @classmethod
+    def of(cls, rules: "AbstractRules") -> "RandomPolicy":
+        """Return the one that suits some rules."""
+        return cls(rules.n_controls, rules.choices)
 
     def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Action:
         """Draw by identity; Gumbel-max over the legal actions."""
@@ -131,7 +155,19 @@ class RandomPolicy(AbstractPolicy):
             return jax.vmap(lambda k: jax.random.uniform(k, (self.n_controls,), minval=-1.0, maxval=1.0))(keys)
         n_actions = observation.action_mask.shape[1]
         noise = jax.vmap(lambda k: jax.random.gumbel(k, (n_actions,)))(keys)
-        return jnp.argmax(jnp.where(observation.action_mask, noise, -jnp.inf), axis=-1).astype(jnp.int32)
+        return best(jnp.where(observation.action_mask, noise, -jnp.inf), self.choices or (n_actions,))
+
+
+def rows_of(start: int, n_things: int, n_columns: int) -> tuple[tuple[int, ...], ...]:
+    """Columns of a set of things laid out one after the other (`AbstractRules.sets`)."""
+    return tuple(tuple(range(start + i * n_columns, start + (i + 1) * n_columns)) for i in range(n_things))
+
+
+def best(scores: Float[Array, "*n a"], choices: tuple[int, ...]) -> Int[Array, "*n"] | Int[Array, "*n f"]:
+    """Return the action of the highest score, of each of the choices where there are several."""
+    parts = jnp.split(scores, np.cumsum(choices)[:-1], axis=-1)
+    indices = [jnp.argmax(part, axis=-1).astype(jnp.int32) for part in parts]
+    return indices[0] if len(indices) == 1 else jnp.stack(indices, axis=-1)
 
 
 class AbstractRules(eqx.Module):
@@ -189,6 +225,19 @@ class AbstractRules(eqx.Module):
     def n_controls(self) -> int:
         """Number of continuous commands per entity, each in [-1, 1]; 0: actions are discrete."""
         return 0
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Numbers of options of the choices made in a step: one among the actions, unless overridden."""
+        return (self.n_actions,)
+
+    @property
+    def sets(self) -> Mapping[str, tuple[tuple[int, ...], ...]]:
+        """Sets of like things in `Observation.own`, such as the nearest foes: for each thing its columns.
+
+        Who looks at a set by attention treats its things alike. Columns that are all 0 stand for nobody.
+        """
+        return {}
 
     @classmethod
     @abc.abstractmethod

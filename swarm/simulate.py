@@ -136,14 +136,14 @@ def _policy(name: str, simulator: Any) -> Any:
     if name == "scripted":
         return simulator.rules.scripted_policy()
     if name == "random":
-        return RandomPolicy(simulator.rules.n_controls)
+        return RandomPolicy.of(simulator.rules)
     if not is_run(name):
         raise ConfigError(f"--policy {name}: neither a run folder nor a policy{nearest(name, ['scripted', 'random'])}")
     import_training()
-    from training.restore import restore_policy
+    from training.restore import frozen_policy
     from training.runs import RunFolder
 
-    return restore_policy(RunFolder.open(Path(name)), simulator=simulator)[1]
+    return frozen_policy(RunFolder.open(Path(name)), simulator)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Simulator(eqx.Module):
         """Advance a world by one step. Stepping on after the end is allowed; the flags then stay set."""
         before = world.entities.alive
         key = jax.random.fold_in(world.key, world.step)
-        action, bad = usable(action, self.rules.n_actions)
+        action, bad = usable(action, self.rules.choices)
         entities, fields, outcome = self.rules.act(world, action, key)
         dying = before & outcome.dying
         entities = entities.remove(dying)
@@ -87,19 +87,20 @@ class Simulator(eqx.Module):
     def rollout(
         self, policy: AbstractPolicy, world: World, timestep: TimeStep, key: Key[Array, ""], n_steps: int
     ) -> tuple[World, TimeStep, tuple[World, TimeStep]]:
-        """Let a policy act for `n_steps`, without resets.
+        """Let a policy act for `n_steps`, without resets; its memory starts here.
 
         Returns:
             The last world, its time step, and both stacked along time (leading axis t).
         """
 
-        def body(carry: tuple[World, TimeStep], step_key: Array) -> tuple[tuple[World, TimeStep], Any]:
-            world, timestep = carry
-            action = policy(world, timestep.observation, step_key)
-            carry = self.step(world, action)
-            return carry, carry
+        def body(carry: tuple[World, TimeStep, PyTree], step_key: Array) -> Any:
+            world, timestep, memory = carry
+            action, memory = policy.act(world, timestep.observation, memory, step_key)
+            world, timestep = self.step(world, action)
+            return (world, timestep, memory), (world, timestep)
 
-        (world, timestep), history = jax.lax.scan(body, (world, timestep), jax.random.split(key, n_steps))
+        carry = (world, timestep, policy.start(world.entities.n_slots))
+        (world, timestep, _), history = jax.lax.scan(body, carry, jax.random.split(key, n_steps))
         return world, timestep, history
 
     def metrics(self, world: World) -> dict[str, Array]:
@@ -112,13 +113,16 @@ class Simulator(eqx.Module):
         return self.rules.metrics(world) | counts | {k: v.astype(jnp.float32) for k, v in general.items()}
 
 
-def usable(action: Action, n_actions: int) -> tuple[Action, Bool[Array, " n"]]:
+def usable(action: Action, choices: tuple[int, ...]) -> tuple[Action, Bool[Array, " n"]]:
     """Replace what no rules could carry out, and mark whose action that was."""
     if jnp.issubdtype(action.dtype, jnp.floating):
         good = jnp.isfinite(action)
         return jnp.where(good, action, 0.0), ~jnp.all(good, axis=1)
-    nearest = jnp.clip(action, 0, n_actions - 1)
-    return nearest, nearest != action
+    if action.ndim == 1:
+        nearest = jnp.clip(action, 0, choices[0] - 1)
+        return nearest, nearest != action
+    nearest = jnp.clip(action, 0, jnp.asarray(choices)[None] - 1)
+    return nearest, jnp.any(nearest != action, axis=1)
 
 
 def finite(entities: Entities) -> Bool[Array, " n"]:

@@ -5,17 +5,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swarm.commands import OVERRIDES_HELP, Formatter, import_training, is_run, positive, run
-from swarm.errors import ConfigError, SwarmError
+from swarm.errors import ConfigError, RunError, SwarmError
 
 if TYPE_CHECKING:
-    from training.runs import RunFolder
+    from training.loop import Run
 
 EXAMPLES = """examples:
   python -m swarm.train outpost
   python -m swarm.train outpost training.credit.grouping=global --seed 1
+  python -m swarm.train spread training.recipe=ippo --seeds 5
   python -m swarm.train mine.toml population.heavy.capacity=64 training.steps=50000
   python -m swarm.train --resume runs/outpost-mppo-0-20250101-120000
 
@@ -33,8 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("scenario", nargs="?", help="a scenario's name (see python -m swarm) or a .toml file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run from its last checkpoint")
+    parser.add_argument(
+        "--resume", metavar="RUN", nargs="+", help="go on with a run (or several) from the last checkpoint"
+    )
+    parser.add_argument("--init-from", metavar="RUN", help="start from the networks of another run, as far as they fit")
     parser.add_argument("--seed", type=int, default=0, help="of parameters, maps and actions")
+    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="train N seeds at once, from --seed on")
     parser.add_argument("--devices", type=positive, default=1, help="devices to share the worlds over")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made")
     parser.add_argument("--episodes", type=positive, default=128, help="episodes of the evaluation at the end")
@@ -47,50 +52,78 @@ def _train(arguments: argparse.Namespace) -> int:
     import_training()
     from training.build import build_learner
     from training.config import load_training
-    from training.loop import Interrupted, train
+    from training.loop import Interrupted, Run, train
     from training.networks import n_parameters
     from training.runs import RunFolder
 
     words = list(arguments.overrides)
-    resumed = None
-    if arguments.resume:
-        words = [w for w in (arguments.scenario, *words) if w]
-        resumed = RunFolder.open(Path(arguments.resume))
-        scenario, seed = resumed.scenario(parse_overrides(words)), resumed.identity()["seed"]
+    # Overrides may follow the runs to resume.
+    resumed = [RunFolder.open(Path(word)) for word in arguments.resume or () if "=" not in word]
+    if resumed:
+        words = [w for w in (arguments.scenario, *words, *arguments.resume) if w and "=" in w]
+        scenario = resumed[0].scenario(parse_overrides(words))
+        seeds = [folder.identity()["seed"] for folder in resumed]
     else:
         if not arguments.scenario:
             raise ConfigError("name a scenario, like outpost, or a run with --resume; python -m swarm lists scenarios")
         if is_run(arguments.scenario):
             raise ConfigError(f"{arguments.scenario} is a run folder; to go on with it: --resume {arguments.scenario}")
-        scenario, seed = load(arguments.scenario, parse_overrides(words)), arguments.seed
+        scenario = load(arguments.scenario, parse_overrides(words))
+        seeds = list(range(arguments.seed, arguments.seed + arguments.seeds))
     config = load_training(scenario)
     learner = build_learner(scenario, config, arguments.devices)
-    if resumed:
-        resumed.lock()
-    folder = resumed or RunFolder.create(scenario, config, seed, arguments.devices, Path(arguments.runs))
-    print(f"run folder: {folder.path}", flush=True)
+    about = {"devices": arguments.devices, "of_team": learner.of_team, "networks": max(learner.of_team) + 1}
+    parent = Path(arguments.runs)
+    for folder in resumed:
+        folder.lock()
+    folders = resumed or [RunFolder.create(scenario, config, seed, parent, about) for seed in seeds]
+    print(f"run folder: {', '.join(str(folder.path) for folder in folders)}", flush=True)
     try:
-        learned = train(learner, folder, seed, resume=bool(arguments.resume))
-        print(f"trained {n_parameters(learned.network):,} parameters", flush=True)
-        _finish(folder, learner, learned, seed, arguments.episodes)
+        runs = [Run(learner, folder, seed) for folder, seed in zip(folders, seeds, strict=True)]
+        _start(runs, resumed=bool(resumed), init_from=arguments.init_from)
+        train(runs)
+        print(f"trained {n_parameters(runs[0].learned.network):,} parameters", flush=True)
+        for one in runs:
+            _finish(one, arguments.episodes)
     except Interrupted:
-        print(f"stopped and saved; go on with: python -m swarm.train --resume {folder.path}", file=sys.stderr)
+        again = " ".join(str(folder.path) for folder in folders)
+        print(f"stopped and saved; go on with: python -m swarm.train --resume {again}", file=sys.stderr)
         return 130
     finally:
-        folder.close()
+        for folder in folders:
+            folder.close()
     return 0
 
 
-def _finish(folder: "RunFolder", learner: Any, learned: Any, seed: int, n_episodes: int) -> None:
+def _start(runs: Sequence["Run"], *, resumed: bool, init_from: str | None) -> None:
+    """Take up checkpoints, or warm-start from another run."""
+    from training.restore import warm_start
+    from training.runs import RunFolder
+
+    if resumed and init_from:
+        raise ConfigError("--init-from starts a new run, --resume goes on with an old one; give one of them")
+    for one in runs:
+        if resumed:
+            one.resume()
+        elif init_from:
+            stayed = one.warm_start(lambda network: warm_start(network, RunFolder.open(Path(init_from))))
+            print(f"starting from {init_from}; {len(stayed)} array(s) fresh: {', '.join(stayed) or 'none'}", flush=True)
+    if len({one.done for one in runs}) > 1:
+        raise RunError("--resume: these runs are at different updates; resume them one by one")
+
+
+def _finish(run: "Run", n_episodes: int) -> None:
     """Evaluate, draw the curve, render a video, and say where they are."""
     from swarm.episode import play
     from swarm.evaluate import compare, print_comparison
     from swarm.render import render
     from training.evaluation import episode_keys
-    from training.policy import NetworkPolicy
     from training.report import plot_curve
+    from training.teams import Teams
 
-    simulator, policy = learner.simulator, NetworkPolicy(learned.network)
+    folder, learner, seed = run.folder, run.learner, run.seed
+    simulator, teams = learner.simulator, Teams(learner.of_team, learner.opponents)
+    policy = teams.policy(run.learned.network, simulator.rules)
     print(f"evaluating {n_episodes} episodes on maps that training never saw ...", flush=True)
     results = compare(simulator, {"trained": policy}, seed=seed, n_episodes=n_episodes)
     (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2), "utf-8")

@@ -1,5 +1,7 @@
 """From a validated scenario file to a learner."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -7,16 +9,22 @@ from jax.sharding import Mesh
 from swarm.build import grouping_of
 from swarm.config import Scenario
 from swarm.errors import ConfigError
+from swarm.scenario import AbstractPolicy
+from swarm.simulator import Simulator
 from training.config import TrainingConfig
 from training.credit import group_by
 from training.mppo import AXIS, MPPO
+from training.restore import frozen_policy
+from training.runs import RunFolder
+from training.teams import Teams, assign
 
 
 def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1) -> MPPO:
     """Build the learner on the first `n_devices` devices.
 
     Raises:
-        ConfigError: there are not so many devices, they do not divide the worlds, or the grouping is none.
+        ConfigError: there are not so many devices, they do not divide the worlds, the grouping or a team is none, or
+            the network reads what the scenario does not show.
     """
     devices = jax.devices()
     if not 1 <= n_devices <= len(devices):
@@ -26,11 +34,6 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
             f"--devices {n_devices} does not divide training.worlds = {config.worlds}; change one of them"
         )
     simulator = scenario.simulator()
-    if simulator.rules.n_controls:
-        raise ConfigError(
-            f"{scenario.source}: its actions are {simulator.rules.n_controls} continuous commands, and the learners "
-            "act by discrete ones; use the scenario's discrete control"
-        )
     where = f"{scenario.source}: training.credit.grouping"
     grouping = group_by(
         config.credit.grouping,
@@ -38,4 +41,23 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
         lambda text: grouping_of(simulator.rules, text, where=where),
         where=where,
     )
-    return MPPO(simulator, grouping, config, Mesh(np.asarray(devices[:n_devices]), (AXIS,)))
+    teams = build_teams(scenario, config, simulator)
+    mesh = Mesh(np.asarray(devices[:n_devices]), (AXIS,))
+    learner = MPPO(simulator, grouping, teams.opponents, teams.of_team, config, mesh)
+    # Before any compilation: whether the network finds what it reads.
+    jax.eval_shape(learner.init_learned, 0)
+    return learner
+
+
+def build_teams(scenario: Scenario, config: TrainingConfig, simulator: Simulator) -> Teams:
+    """Find out who acts for each team."""
+    where = f"{scenario.source}: training.teams"
+
+    def frozen(name: str) -> AbstractPolicy:
+        if not (Path(name) / "run.json").is_file():
+            raise ConfigError(
+                f'{where}: {name!r}: neither "learn", "learn:NAME", "scripted", "random" nor a run folder'
+            )
+        return frozen_policy(RunFolder.open(Path(name)), simulator)
+
+    return assign(config.teams, simulator.rules, frozen, where=where)

@@ -2,7 +2,7 @@
 
 import importlib.resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -10,6 +10,7 @@ from swarm.config import Scenario, Table, parse_toml, read_text, validate
 from swarm.errors import ConfigError, nearest
 
 Scope = Literal["group", "global"]
+Share = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 
 
 class CreditTable(Table):
@@ -24,6 +25,9 @@ class CreditTable(Table):
         advantage: own advantage, or the mean over all groups.
         done: a trajectory ends with its group, or only with the world.
         own_weight: weight of the own reward; the rest is the reward of all groups together.
+        learn_own_weight: learn that weight, from `own_weight` on (`training.mixing`).
+        posthumous: share that a group is credited, after its death, of what the average survivor of its team earns.
+        spawn: share that the group of a builder is credited of what the groups of those it builds earn.
     """
 
     grouping: str = "entity"
@@ -33,15 +37,38 @@ class CreditTable(Table):
     entropy: Scope = "group"
     advantage: Scope = "group"
     done: Scope = "group"
-    own_weight: float = pydantic.Field(default=1.0, ge=0.0, le=1.0)
+    own_weight: Share = 1.0
+    learn_own_weight: bool = False
+    posthumous: Share = 0.0
+    spawn: Share = 0.0
+
+    @pydantic.model_validator(mode="after")
+    def _can_move(self) -> "CreditTable":
+        if self.learn_own_weight and not 0.0 < self.own_weight < 1.0:
+            raise ValueError(f"own_weight = {self.own_weight}: to learn it, start it between 0 and 1, like 0.5")
+        if self.learn_own_weight and self.reward == "global":
+            raise ValueError('learn_own_weight = true: there is no own reward with reward = "global"')
+        return self
 
 
 class NetworkTable(Table):
-    """Sizes of the network."""
+    """Parts and sizes of the network.
 
+    Attributes:
+        encoders: what the features of an entity come from, besides its own row: `map`, `entity`, `attention`.
+        channels: of the map extractor.
+        dilations: one residual block of the map extractor each.
+        hidden: width of encoders and heads.
+        memory: width of the recurrent memory; 0: none.
+        critic: what values are made of: `local` features, the members of a `group`, or in view of the `world`.
+    """
+
+    encoders: list[Literal["map", "entity", "attention"]]
     channels: int = pydantic.Field(ge=1)
     dilations: list[int]
-    hidden: int = pydantic.Field(ge=1)
+    hidden: int = pydantic.Field(ge=4, multiple_of=4)
+    memory: int = pydantic.Field(ge=0)
+    critic: Literal["local", "group", "world"]
 
     @pydantic.field_validator("dilations")
     @classmethod
@@ -50,9 +77,20 @@ class NetworkTable(Table):
             raise ValueError(f"dilations = {dilations}: one number of at least 1 for each residual block")
         return dilations
 
+    @pydantic.field_validator("encoders")
+    @classmethod
+    def _once(cls, encoders: list[str]) -> list[str]:
+        if len(set(encoders)) < len(encoders):
+            raise ValueError(f"encoders = {encoders}: name each encoder once")
+        return encoders
+
 
 class TrainingConfig(Table):
-    """Settings of M-PPO; `training/recipes/mppo.toml` says what each is for."""
+    """Settings of PPO; `training/recipes/mppo.toml` says what each is for.
+
+    `teams` names who acts for each team (one name: for all): `learn`, `learn:NAME` for a network of its own,
+    `scripted`, `random`, or the folder of a run, whose last policy acts and stays as it is.
+    """
 
     recipe: str
     steps: int = pydantic.Field(ge=1)
@@ -61,17 +99,23 @@ class TrainingConfig(Table):
     epochs: int = pydantic.Field(ge=1)
     minibatches: int = pydantic.Field(ge=1)
     learning_rate: float = pydantic.Field(gt=0.0)
-    anneal: bool
+    anneal: list[Literal["learning_rate", "clip", "entropy_weight"]]
     discount: float = pydantic.Field(ge=0.0, le=1.0)
     gae_lambda: float = pydantic.Field(ge=0.0, le=1.0)
     clip: float = pydantic.Field(gt=0.0)
-    value_clip: float = pydantic.Field(gt=0.0)
+    value_clip: float = pydantic.Field(ge=0.0)
     value_weight: float = pydantic.Field(ge=0.0)
     entropy_weight: float = pydantic.Field(ge=0.0)
     max_grad_norm: float = pydantic.Field(gt=0.0)
+    max_kl: float = pydantic.Field(ge=0.0)
+    normalise_advantage: bool
+    normalise_value: bool
     reward_scale: float = pydantic.Field(gt=0.0)
     checkpoint_every: int = pydantic.Field(ge=1)
+    evaluate_every: int = pydantic.Field(ge=0)
+    evaluation_episodes: int = pydantic.Field(ge=1)
     keep_checkpoints: int = pydantic.Field(ge=1)
+    teams: list[str] = pydantic.Field(min_length=1)
     credit: CreditTable
     network: NetworkTable
 

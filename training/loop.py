@@ -1,11 +1,13 @@
-"""The training loop on the host: updates, metrics, checkpoints, and the ways a run can stop."""
+"""The training loop on the host: updates, metrics, evaluations, checkpoints, and the ways a run can stop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from tensorboardX import SummaryWriter
@@ -13,64 +15,154 @@ from tensorboardX import SummaryWriter
 from swarm.errors import RunError
 from swarm.interrupts import stop_requested
 from swarm.status import explain
+from training.evaluation import VALIDATION, evaluate
 from training.mppo import MPPO, Learned
+from training.networks import Minds
 from training.progress import Progress
 from training.rollout import Actors
-from training.runs import Checkpoints, RunFolder, finite
+from training.runs import EVALUATIONS, Checkpoints, RunFolder, finite
+from training.teams import Teams
 
 
 class Interrupted(Exception):
     """The user pressed Ctrl-C; the state has been saved."""
 
 
-def train(learner: MPPO, folder: RunFolder, seed: int, *, resume: bool) -> Learned:
-    """Run updates until the configured number of steps, saving on the way.
+class Run:
+    """One seed's part of a training: its folder, state and records.
+
+    Attributes:
+        folder: a locked run folder.
+        learned: what is learned.
+        actors: the worlds.
+        rows: lines of metrics of updates before this process.
+    """
+
+    def __init__(self, learner: MPPO, folder: RunFolder, seed: int) -> None:
+        self.learner, self.folder = learner, folder
+        self.checkpoints = Checkpoints(folder, learner.config.keep_checkpoints)
+        self.best = Checkpoints.best(folder)
+        self.learned, self.actors = learner.init(seed)
+        self.seed, self.rows, self.score = seed, [], -np.inf
+        self._warned: set[str] = set()
+
+    def resume(self) -> None:
+        """Take up the last checkpoint, which carries the whole state, so that the run goes on bit for bit."""
+        restored = self.checkpoints.restore(self.checkpoints.latest(), **_parts(self.learned, self.actors))
+        learned = eqx.tree_at(
+            lambda x: x.network, restored["learner"], restored["network"], is_leaf=lambda x: x is None
+        )
+        self.learned, self.actors = self.learner.place(learned, restored["actors"])
+        self.rows = self.folder.forget_after(int(self.learned.n_updates))
+        scores = [self._score(row) for row in self.folder.forget_after(int(self.learned.n_updates), EVALUATIONS)]
+        self.score = max(scores, default=-np.inf)
+
+    def warm_start(self, change: Callable[[Minds], tuple[Minds, list[str]]]) -> list[str]:
+        """Start from other networks; returns the names of arrays that stayed as they were."""
+        network, stayed = change(self.learned.network)
+        learned = eqx.tree_at(lambda x: x.network, self.learned, network)
+        self.learned, self.actors = self.learner.place(learned, self.actors)
+        return stayed
+
+    @property
+    def done(self) -> int:
+        """Updates done."""
+        return int(self.learned.n_updates)
+
+    def record(self, writer: SummaryWriter, row: dict[str, Any], metrics: dict[str, Any]) -> Iterator[str]:
+        """Write the metrics of an update; yields lines for status bits that episodes left, each once."""
+        self.folder.append(row)
+        _write(writer, row, "train")
+        bits = np.asarray(metrics["episode"].status)
+        for line in explain(int(np.sum(bits << np.arange(len(bits))))):
+            if line not in self._warned:
+                self._warned.add(line)
+                yield f"warning: {line}"
+
+    def evaluate(self, writer: SummaryWriter, seconds: float) -> None:
+        """Play episodes on maps of their own, and keep the networks if they never did better."""
+        learner, config = self.learner, self.learner.config
+        teams = Teams(learner.of_team, learner.opponents)
+        policy = teams.policy(self.learned.network, learner.simulator.rules)
+        episodes = evaluate(
+            learner.simulator, policy, seed=self.seed, n_episodes=config.evaluation_episodes, stream=VALIDATION
+        )
+        row = {"update": self.done, "steps": self.done * config.steps_per_update, "seconds": seconds}
+        means = row | {f"evaluation/{name}": float(values.mean()) for name, values in episodes.items()}
+        row |= {"metrics": {name: [float(v) for v in values] for name, values in episodes.items()}}
+        # The networks first: after a crash in between, the run comes by here again.
+        if self._score(row) > self.score:
+            self.score = self._score(row)
+            self.best.save(self.done, network=self.learned.network)
+        self.folder.append(row, EVALUATIONS)
+        _write(writer, means, "evaluation")
+
+    def _score(self, row: dict[str, Any]) -> float:
+        return float(np.mean(row["metrics"][self.learner.simulator.rules.headline]))
+
+    def save(self) -> None:
+        """Save the whole state."""
+        self.checkpoints.save(self.done, **_parts(self.learned, self.actors))
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self.checkpoints.close()
+        self.best.close()
+
+
+def train(runs: Sequence[Run]) -> None:
+    """Run updates until the configured number of steps, saving on the way; several seeds in one compiled program.
 
     Args:
-        learner: the learner.
-        folder: a locked run folder.
-        seed: of a new run; a resumed one has its own in the checkpoint.
-        resume: go on from the last checkpoint.
+        runs: of one learner, all at the same update.
 
     Raises:
         RunError: a loss is NaN or infinite; nothing of that update is saved.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
+    learner, done = runs[0].learner, runs[0].done
     config = learner.config
-    checkpoints = Checkpoints(folder, config.keep_checkpoints)
-    learned, actors = learner.init(seed)
-    rows: list[dict[str, Any]] = []
-    if resume:
-        restored = checkpoints.restore(checkpoints.latest(), **_parts(learned, actors))
-        learned = eqx.tree_at(
-            lambda x: x.network, restored["learner"], restored["network"], is_leaf=lambda x: x is None
-        )
-        learned, actors = learner.place(learned, restored["actors"])
-        rows = folder.forget_after(int(learned.n_updates))
-    done = int(learned.n_updates)
-    # Checkpoints carry the whole state, so a resumed run continues bit for bit.
-    writer = SummaryWriter(str(folder.path), purge_step=(done + 1) * config.steps_per_update if resume else None)
-    before = rows[-1]["seconds"] if rows else 0.0
-    warned: set[str] = set()
-    with Progress(config, done) as progress, stop_requested() as stop, writer:
+    purge = (done + 1) * config.steps_per_update if done else None
+    before = runs[0].rows[-1]["seconds"] if runs[0].rows else 0.0
+    with Progress(config, done, len(runs)) as progress, stop_requested() as stop, ExitStack() as stack:
+        writers = [stack.enter_context(SummaryWriter(str(run.folder.path), purge_step=purge)) for run in runs]
         start = time.perf_counter()
         while done < config.n_updates:
-            learned, actors, metrics = learner.update(learned, actors)
-            row = _row(metrics, done + 1, config.steps_per_update)
-            if not finite(row):
-                raise RunError(_diverged(checkpoints, done + 1, row))
+            updated = _update(runs)
+            rows = [_row(metrics, done + 1, config.steps_per_update) for _, _, metrics in updated]
+            for run, row in zip(runs, rows, strict=True):
+                if not finite(row):
+                    raise RunError(_diverged(run, done + 1, row))
             done += 1
-            row["seconds"] = round(before + time.perf_counter() - start, 3)
-            _record(folder, writer, row)
-            progress.update(row)
-            for line in _warnings(metrics, warned):
-                progress.print(line)
-            if done % config.checkpoint_every == 0 or done == config.n_updates or stop():
-                checkpoints.save(done, **_parts(learned, actors))
-            if stop() and done < config.n_updates:
+            seconds = round(before + time.perf_counter() - start, 3)
+            for run, writer, row, (learned, actors, metrics) in zip(runs, writers, rows, updated, strict=True):
+                run.learned, run.actors = learned, actors
+                row["seconds"] = seconds
+                for line in run.record(writer, row, metrics):
+                    progress.print(line)
+            progress.update(rows)
+            last = done == config.n_updates
+            for run, writer in zip(runs, writers, strict=True):
+                if config.evaluate_every and (last or done % config.evaluate_every == 0):
+                    run.evaluate(writer, seconds)
+                if last or stop() or done % config.checkpoint_every == 0:
+                    run.save()
+            if stop() and not last:
                 raise Interrupted
-    checkpoints.close()
-    return learned
+    for run in runs:
+        run.close()
+
+
+def _update(runs: Sequence[Run]) -> list[tuple[Learned, Actors, dict[str, Any]]]:
+    """Update all runs: one as it is, several side by side along a leading axis."""
+    learner = runs[0].learner
+    if len(runs) == 1:
+        return [learner.update(runs[0].learned, runs[0].actors)]
+    together = jax.tree.map(
+        lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *[(run.learned, run.actors) for run in runs]
+    )
+    updated = learner.update_all(*together)
+    return [jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, updated) for i in range(len(runs))]
 
 
 def _parts(learned: Learned, actors: Actors) -> dict[str, PyTree]:
@@ -89,26 +181,16 @@ def _row(metrics: dict[str, Any], update: int, steps_per_update: int) -> dict[st
     return row
 
 
-def _record(folder: RunFolder, writer: SummaryWriter, row: dict[str, Any]) -> None:
-    folder.append_metrics(row)
+def _write(writer: SummaryWriter, row: dict[str, Any], group: str) -> None:
     for name, value in row.items():
         if name not in ("update", "steps"):
-            writer.add_scalar(name if "/" in name else f"train/{name}", value, row["steps"])
+            writer.add_scalar(name if "/" in name else f"{group}/{name}", value, row["steps"])
 
 
-def _warnings(metrics: dict[str, Any], warned: set[str]) -> Iterator[str]:
-    """Lines for status bits that episodes left, each once."""
-    bits = np.asarray(metrics["episode"].status)
-    for line in explain(int(np.sum(bits << np.arange(len(bits))))):
-        if line not in warned:
-            warned.add(line)
-            yield f"warning: {line}"
-
-
-def _diverged(checkpoints: Checkpoints, update: int, row: dict[str, Any]) -> str:
+def _diverged(run: Run, update: int, row: dict[str, Any]) -> str:
     name = next(k for k, v in row.items() if not np.isfinite(v))
     try:
-        good = f"the last good checkpoint is {checkpoints.path / str(checkpoints.latest())}"
+        good = f"the last good checkpoint is {run.checkpoints.path / str(run.checkpoints.latest())}"
     except RunError:
         good = "there was no checkpoint yet"
     return f"update {update}: {name} is {row[name]}; {good}; lower training.learning_rate or training.reward_scale"

@@ -4,9 +4,11 @@ Suffixes carry time: `reward_t` is the reward of the step from t to t + 1. Array
 (worlds, group slots), and every trailing index is a trajectory of its own.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 def generalised_advantage(
@@ -16,11 +18,13 @@ def generalised_advantage(
     next_value_t: Float[Array, "t *g"],
     continues_t: Bool[Array, "t *g"],
     gae_lambda: float,
+    inherit: Callable[[PyTree, Float[Array, " *g"]], Float[Array, " *g"]] | None = None,
+    links_t: PyTree = None,
 ) -> Float[Array, "t *g"]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) with boundaries.
 
         delta_t = r_t + discount_t * V_{t+1} - V_t
-        A_t = delta_t + discount_t * lambda * continues_t * A_{t+1}
+        A_t = delta_t + discount_t * lambda * (continues_t * A_{t+1} + inherit(links_t, A_{t+1}))
 
     Args:
         reward_t: reward of the step.
@@ -29,20 +33,28 @@ def generalised_advantage(
         next_value_t: value after the step, of the same trajectory: where it was truncated, of its final observation.
         continues_t: whether row t + 1 belongs to the same trajectory.
         gae_lambda: lambda.
+        inherit: what each trajectory takes from others after the step; `next_value_t` must hold the same of the values.
+        links_t: first argument of `inherit`, for each row.
     """
     delta_t = reward_t + discount_t * next_value_t - value_t
-    decay_t = jnp.where(continues_t, discount_t * gae_lambda, 0.0)
 
-    def backwards(advantage: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
-        delta, decay = row
-        advantage = delta + decay * advantage
+    def backwards(later: Array, row: tuple[Array, Array, Array, PyTree]) -> tuple[Array, Array]:
+        delta, decay, continues, links = row
+        following = jnp.where(continues, later, 0.0)
+        if inherit is not None:
+            following = following + inherit(links, later)
+        advantage = delta + decay * following
         return advantage, advantage
 
-    return jax.lax.scan(backwards, jnp.zeros_like(delta_t[0]), (delta_t, decay_t), reverse=True)[1]
+    rows = (delta_t, discount_t * gae_lambda, continues_t, links_t)
+    return jax.lax.scan(backwards, jnp.zeros_like(delta_t[0]), rows, reverse=True)[1]
 
 
 def clipped_policy_loss(
-    log_prob: Float[Array, "*g"], old_log_prob: Float[Array, "*g"], advantage: Float[Array, "*g"], clip: float
+    log_prob: Float[Array, "*g"],
+    old_log_prob: Float[Array, "*g"],
+    advantage: Float[Array, "*g"],
+    clip: float | Float[Array, ""],
 ) -> Float[Array, "*g"]:
     """PPO's surrogate, to be minimised (Schulman et al. 2017, eq. 7): max(-A rho, -A clip(rho, 1 - c, 1 + c))."""
     ratio = jnp.exp(log_prob - old_log_prob)
@@ -52,6 +64,8 @@ def clipped_policy_loss(
 def clipped_value_loss(
     value: Float[Array, "*g"], old_value: Float[Array, "*g"], target: Float[Array, "*g"], clip: float
 ) -> Float[Array, "*g"]:
-    """max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2)."""
+    """max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2); with c = 0 only the first."""
+    if clip == 0:
+        return jnp.square(value - target)
     near = old_value + jnp.clip(value - old_value, -clip, clip)
     return jnp.maximum(jnp.square(value - target), jnp.square(near - target))

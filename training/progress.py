@@ -3,6 +3,7 @@
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from training.config import TrainingConfig
 _SHOWN = (
     ("return", "episode/return", "{:.1f}"),
     ("episode length", "episode/length", "{:.0f}"),
+    ("population", "population", "{:.1f}"),
+    ("groups", "groups", "{:.1f}"),
     ("policy loss", "policy_loss", "{:.4f}"),
     ("value loss", "value_loss", "{:.4f}"),
     ("explained variance", "explained_variance", "{:.2f}"),
@@ -28,8 +31,8 @@ _SECONDS_BETWEEN_LINES = 15.0
 class Progress:
     """A context in which `update(row)` shows the metrics of an update."""
 
-    def __init__(self, config: TrainingConfig, done: int) -> None:
-        self._config, self._done = config, done
+    def __init__(self, config: TrainingConfig, done: int, n_seeds: int) -> None:
+        self._config, self._done, self._n_seeds = config, done, n_seeds
         self._console = Console(file=sys.stdout)
         self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
         # Rates are over the last few updates, so that they do not remember the compilation.
@@ -52,10 +55,12 @@ class Progress:
         self._console.print(line, highlight=False, soft_wrap=True)
         self._console.file.flush()
 
-    def update(self, row: dict[str, Any]) -> None:
-        """Show an update."""
+    def update(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Show an update: means over the seeds."""
         now = time.perf_counter()
-        self._agent_steps += row["agent_steps"]
+        row = {key: sum(row.get(key, value) for row in rows) / len(rows) for key, value in rows[0].items()}
+        row |= {"update": rows[0]["update"], "steps": rows[0]["steps"]}
+        self._agent_steps += sum(row["agent_steps"] for row in rows)
         self._marks.append((now, self._agent_steps))
         self._done = row["update"]
         self._episode |= {k: v for k, v in row.items() if k.startswith("episode/")}
@@ -76,7 +81,8 @@ class Progress:
 
     def _cells(self, row: dict[str, Any]) -> list[tuple[str, str]]:
         rate, left = self._rates()
-        cells = [
+        cells = [("seeds", f"{self._n_seeds} at once")] if self._n_seeds > 1 else []
+        cells += [
             ("update", f"{self._done}/{self._config.n_updates}"),
             ("steps", f"{row['steps']:,}"),
             ("agent-steps/s", f"{rate:,.0f}" if rate else "-"),

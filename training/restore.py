@@ -1,32 +1,67 @@
 """From a run folder to its policy."""
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from swarm.errors import RunError
 from swarm.simulator import Simulator
-from training.build import build_learner
 from training.config import load_training
+from training.credit import GroupBy
+from training.mppo import AXIS, MPPO
+from training.networks import Minds
 from training.policy import NetworkPolicy
 from training.runs import Checkpoints, RunFolder
 
 
-def restore_policy(
-    folder: RunFolder, *, simulator: Simulator | None = None, deterministic: bool = False
-) -> tuple[Simulator, NetworkPolicy]:
-    """Return a run's simulator and the policy of its last checkpoint.
+def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False) -> Minds:
+    """Return the networks of a run's last checkpoint, or of its best.
 
     Args:
         folder: the run.
-        simulator: another one to act in; its observation and actions must be of the same sizes.
-        deterministic: take the likeliest actions instead of sampling.
+        simulator: where they shall act; its observation and actions must be of the same sizes. Teams that the run did
+            not know, or did not learn for, get its first network.
+        best: the checkpoint of the highest score instead of the last.
 
     Raises:
         RunError: there is no checkpoint, or it does not fit.
     """
     scenario = folder.scenario()
     config = load_training(scenario)
-    learner = build_learner(scenario, config)
-    if simulator is not None:
-        learner = type(learner)(simulator, learner.grouping, config, learner.mesh)
-    learned = learner.init_learned(seed=0)
-    checkpoints = Checkpoints(folder, config.keep_checkpoints)
-    # Only what is learned is read: the worlds of the run may have other capacities.
-    restored = checkpoints.restore(checkpoints.latest(), network=learned.network)
-    return learner.simulator, NetworkPolicy(restored["network"], deterministic)
+    n_networks = folder.identity().get("networks", 1)
+    mesh = Mesh(np.asarray(jax.devices()[:1]), (AXIS,))
+    learner = MPPO(simulator, GroupBy(None, None), None, tuple(range(n_networks)), config, mesh)
+    fresh = learner.init_learned(seed=0)
+    checkpoints = Checkpoints.best(folder) if best else Checkpoints(folder, config.keep_checkpoints)
+    # Only the networks are read: the worlds of the run may have other capacities.
+    restored = checkpoints.restore(checkpoints.latest(), network=fresh.network)
+    of_team = folder.identity().get("of_team", [0])
+    n_teams = simulator.rules.n_teams
+    known = [max(of_team[team], 0) if team < len(of_team) else 0 for team in range(n_teams)]
+    return Minds(restored["network"].networks, tuple(known))
+
+
+def frozen_policy(
+    folder: RunFolder, simulator: Simulator, *, deterministic: bool = False, best: bool = False
+) -> NetworkPolicy:
+    """Return the policy of a run, for all teams of a simulator; arguments and errors as for `restore_minds`."""
+    minds = restore_minds(folder, simulator, best=best)
+    return NetworkPolicy.of(minds, simulator.rules, deterministic=deterministic)
+
+
+def warm_start(network: Minds, folder: RunFolder) -> tuple[Minds, list[str]]:
+    """Take over from a run's last checkpoint every array that has the same place and shape.
+
+    Returns:
+        The networks, and the names of the arrays that stayed as they were.
+
+    Raises:
+        RunError: there is no checkpoint, or nothing fits.
+    """
+    checkpoints = Checkpoints(folder, load_training(folder.scenario()).keep_checkpoints)
+    n_updates = checkpoints.latest()
+    warm, stayed = checkpoints.restore_fitting(n_updates, "network", network)
+    n_arrays = len([x for x in jax.tree.leaves(network) if isinstance(x, jax.Array) and x.size])
+    if len(stayed) == n_arrays:
+        raise RunError(f"--init-from {folder.path}: none of its arrays has the place and shape of one here")
+    return warm, stayed

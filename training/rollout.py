@@ -1,17 +1,18 @@
-"""Collecting experience: many worlds stepped by the current network, each restarted where its episode ended."""
+"""Collecting experience: many worlds stepped by the current networks, each restarted where its episode ended."""
 
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from swarm.scenario import Observation, TimeStep, World
 from swarm.simulator import Simulator, for_each_marked
-from training.credit import GroupBy, Membership
-from training.networks import Network
-from training.policy import log_prob_and_entropy, sample
+from training.credit import GroupBy, Membership, People
+from training.distributions import AbstractDistribution, Raw
+from training.networks import Memory, Minds
+from training.policy import TeamPolicy
 
 
 class Actors(eqx.Module):
@@ -22,7 +23,9 @@ class Actors(eqx.Module):
         timestep: their last time steps; the observation is of the running episode.
         index: number of the world among all worlds of the run, so that draws do not depend on the sharding.
         n_episodes: episodes started, which seeds the next.
-        episode_return: rewards of all entities so far in the episode.
+        episode_return: rewards so far in the episode, of all entities that learn.
+        memory: what the networks remember of the entities.
+        opponents: what the policies that do not learn remember; None where all learn.
     """
 
     world: World
@@ -30,32 +33,40 @@ class Actors(eqx.Module):
     index: Int[Array, " b"]
     n_episodes: Int[Array, " b"]
     episode_return: Float[Array, " b"]
+    memory: Memory
+    opponents: PyTree
 
 
 class Rollout(eqx.Module):
     """Experience [t, b, ...]; row t is the step from t to t + 1.
 
     Attributes:
-        observation: what was seen.
-        action: what was done, per entity.
+        observation: what was seen, as far as the networks read it.
+        raw: what was drawn, per entity.
         log_prob: its log-probability, per entity.
-        value: per entity.
+        value: per group slot and stream, as the critic says it.
         reward: per entity, unscaled.
-        membership: who belonged to which group slot when the step began.
-        final_value: per group slot, of the last observation where the world was truncated in the step; else 0.
+        mind: number of the network that acted for the entity; -1: none.
+        fresh: whether its memory was another's.
+        membership: who belonged to which group slot when the step began, of those that learn.
+        people: who they were.
+        final_value: like value, of the last observation where the world was truncated in the step; else 0.
         final_valid: whether the group lived at that observation.
         ended: whether the world's episode ended in the step.
     """
 
     observation: Observation
-    action: Int[Array, "*t b n"]
-    log_prob: Float[Array, "*t b n"]
-    value: Float[Array, "*t b n"]
-    reward: Float[Array, "*t b n"]
+    raw: Int[Array, "..."] | Float[Array, "..."]
+    log_prob: Float[Array, "*t n"]
+    value: Float[Array, "*t g v"]
+    reward: Float[Array, "*t n"]
+    mind: Int[Array, "*t n"]
+    fresh: Bool[Array, "*t n"]
     membership: Membership
-    final_value: Float[Array, "*t b g"]
-    final_valid: Bool[Array, "*t b g"]
-    ended: Bool[Array, "*t b"]
+    people: People
+    final_value: Float[Array, "*t g v"]
+    final_valid: Bool[Array, "*t g"]
+    ended: Bool[Array, "*t"]
 
 
 class EpisodeSums(eqx.Module):
@@ -64,6 +75,29 @@ class EpisodeSums(eqx.Module):
     count: Float[Array, ""]
     metrics: dict[str, Float[Array, ""]]
     status: Int[Array, " bits"]
+
+
+class Stage(eqx.Module):
+    """What acts, and where: all that a rollout needs besides the state of the worlds.
+
+    Attributes:
+        simulator: for one world; vmapped here.
+        grouping: finds the group slots that trajectories belong to.
+        minds: the networks that learn.
+        distribution: of their actions.
+        opponents: acts for the teams that do not learn; None where all learn.
+    """
+
+    simulator: Simulator
+    grouping: GroupBy
+    minds: Minds
+    distribution: AbstractDistribution
+    opponents: TeamPolicy | None
+
+    def members(self, world: World, alive: Bool[Array, " n"]) -> tuple[Membership, Int[Array, " n"]]:
+        """Who belongs to which group slot, of those that learn; and the number of each one's network."""
+        mind = self.minds.mind(world.entities.team, alive)
+        return self.grouping(world).of(mind >= 0), mind
 
 
 N_STATUS_BITS = 8
@@ -78,101 +112,157 @@ def reset_key(key: Key[Array, ""], index: Int[Array, ""], n_episodes: Int[Array,
     return jax.random.fold_in(jax.random.fold_in(key, index), n_episodes)
 
 
-def start(simulator: Simulator, key: Key[Array, ""], index: Int[Array, " b"]) -> Actors:
+def start(stage: Stage, key: Key[Array, ""], index: Int[Array, " b"]) -> Actors:
     """Start the first episode of each world."""
     zero = jnp.zeros_like(index)
-    world, timestep = jax.vmap(simulator.reset)(jax.vmap(lambda i: reset_key(key, i, jnp.int32(0)))(index))
-    return Actors(world, timestep, index, zero + 1, zero.astype(jnp.float32))
+    world, timestep = jax.vmap(stage.simulator.reset)(jax.vmap(lambda i: reset_key(key, i, jnp.int32(0)))(index))
+    n = world.entities.alive.shape[1]
+    memory = jax.vmap(lambda _: Memory.empty(n, stage.minds.width))(index)
+    opponents = jax.vmap(lambda _: _start_opponents(stage, n))(index)
+    return Actors(world, timestep, index, zero + 1, zero.astype(jnp.float32), memory, opponents)
+
+
+def _start_opponents(stage: Stage, n_slots: int) -> PyTree:
+    return None if stage.opponents is None else stage.opponents.start(n_slots)
 
 
 def collect(
-    simulator: Simulator,
-    grouping: GroupBy,
-    network: Network,
-    actors: Actors,
-    reset_base: Key[Array, ""],
-    act_base: Key[Array, ""],
-    n_steps: int,
-) -> tuple[Actors, Rollout, EpisodeSums]:
+    stage: Stage, actors: Actors, reset_base: Key[Array, ""], act_base: Key[Array, ""], n_steps: int, n_parts: int
+) -> tuple[Actors, Rollout, Float[Array, "p b n m"], EpisodeSums]:
     """Step a batch of worlds `n_steps` times.
 
     Args:
-        simulator: for one world; vmapped here.
-        grouping: finds the group slots that trajectories belong to.
-        network: acts for every entity.
+        stage: what acts, and where.
         actors: the worlds.
         reset_base: key that new episodes derive from; the same during a run.
         act_base: key that actions derive from; another for each call.
         n_steps: t.
+        n_parts: p, equal parts of the steps.
+
+    Returns:
+        The worlds, their experience, the memory before each of the parts, and a tally of the episodes that ended.
     """
-    b = actors.index.shape[0]
 
     def body(carry: tuple[Actors, EpisodeSums], t: Array) -> tuple[tuple[Actors, EpisodeSums], Rollout]:
-        actors, sums = carry
-        observation = actors.timestep.observation
-        logits, value = network(observation)
-        step_key = jax.random.fold_in(act_base, t)
-        keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(actors.index)
-        action = jax.vmap(sample)(logits, actors.world.entities, keys)
-        log_prob, _ = jax.vmap(log_prob_and_entropy)(logits, action)
-        membership = jax.vmap(grouping)(actors.world)
-        world, timestep = jax.vmap(simulator.step)(actors.world, action)
-        episode_return = actors.episode_return + jnp.sum(timestep.reward, axis=1)
-        after = Actors(world, timestep, actors.index, actors.n_episodes, episode_return)
-        final = (jnp.zeros((b, membership.n_groups)), jnp.zeros((b, membership.n_groups), bool))
-        after, sums, final = _finish(simulator, grouping, network, reset_base, after, sums, membership.identity, final)
-        rows = Rollout(
-            observation=observation,
-            action=action,
-            log_prob=log_prob,
-            value=value,
-            reward=timestep.reward,
-            membership=membership,
-            final_value=final[0],
-            final_valid=final[1],
-            ended=timestep.ended,
-        )
-        return (after, sums), rows
+        return _step(stage, *carry, reset_base, jax.random.fold_in(act_base, t))
 
-    metrics = jax.eval_shape(simulator.metrics, jax.tree.map(lambda x: x[0], actors.world))
+    def part(carry: tuple[Actors, EpisodeSums], times: Array) -> tuple[tuple[Actors, EpisodeSums], Any]:
+        state = carry[0].memory.state
+        carry, rows = jax.lax.scan(body, carry, times)
+        return carry, (state, rows)
+
+    metrics = jax.eval_shape(stage.simulator.metrics, jax.tree.map(lambda x: x[0], actors.world))
     zeros = {name: jnp.zeros(()) for name in (*metrics, "return")}
     sums = EpisodeSums(jnp.zeros(()), zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
-    (actors, sums), rollout = jax.lax.scan(body, (actors, sums), jnp.arange(n_steps))
-    return actors, rollout, sums
+    times = jnp.arange(n_steps).reshape(n_parts, -1)
+    (actors, sums), (state, rollout) = jax.lax.scan(part, (actors, sums), times)
+    rollout = jax.tree.map(lambda x: x.reshape(n_steps, *x.shape[2:]), rollout)
+    return actors, rollout, state, sums
+
+
+def _step(
+    stage: Stage, actors: Actors, sums: EpisodeSums, reset_base: Key[Array, ""], step_key: Key[Array, ""]
+) -> tuple[tuple[Actors, EpisodeSums], Rollout]:
+    """One step of all worlds."""
+    observation, entities = actors.timestep.observation, actors.world.entities
+    membership, mind = jax.vmap(stage.members)(actors.world, observation.alive)
+    fresh = actors.memory.uid != entities.uid
+    parameters, value, state = stage.minds.step(
+        observation, mind, membership.index, membership.n_groups, actors.memory.state, fresh
+    )
+    keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(actors.index)
+    mask = observation.action_mask
+    raw = jax.vmap(lambda p, m, e, k: stage.distribution.sample(p, m, e.keys(k)))(parameters, mask, entities, keys)
+    log_prob, _ = stage.distribution.log_prob_and_entropy(parameters, mask, raw)
+    action, opponents = _with_opponents(stage, actors, mind, stage.distribution.command(raw), keys)
+    world, timestep = jax.vmap(stage.simulator.step)(actors.world, action)
+    reward = jnp.where(mind >= 0, timestep.reward, 0.0)
+    after = Actors(
+        world=world,
+        timestep=timestep,
+        index=actors.index,
+        n_episodes=actors.n_episodes,
+        episode_return=actors.episode_return + jnp.sum(reward, axis=1),
+        memory=Memory(state, entities.uid),
+        opponents=opponents,
+    )
+    final = (jnp.zeros_like(value), jnp.zeros(value.shape[:-1], bool))
+    after, sums, final = _finish(stage, reset_base, after, sums, membership.identity, final)
+    nobody = jnp.full_like(entities.uid, -1)
+    builder = nobody if entities.builder is None else entities.builder
+    rows = Rollout(
+        observation=stage.minds.keep(observation),
+        raw=raw,
+        log_prob=log_prob,
+        value=value,
+        reward=reward,
+        mind=mind,
+        fresh=fresh,
+        membership=membership,
+        people=People(membership.index, entities.uid, entities.team, builder),
+        final_value=final[0],
+        final_valid=final[1],
+        ended=timestep.ended,
+    )
+    return (after, sums), rows
+
+
+def _with_opponents(
+    stage: Stage, actors: Actors, mind: Int[Array, "b n"], action: Raw, keys: Key[Array, " b"]
+) -> tuple[Raw, PyTree]:
+    """Fill in the actions of those that do not learn."""
+    if stage.opponents is None:
+        return action, None
+    other_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+    observation = actors.timestep.observation
+    other, memory = jax.vmap(stage.opponents.act)(actors.world, observation, actors.opponents, other_keys)
+    return jnp.where((mind >= 0).reshape(mind.shape + (1,) * (action.ndim - 2)), action, other), memory
 
 
 def _finish(
-    simulator: Simulator,
-    grouping: GroupBy,
-    network: Network,
+    stage: Stage,
     reset_base: Key[Array, ""],
     actors: Actors,
     sums: EpisodeSums,
     identity: Int[Array, "b g"],
-    final: tuple[Float[Array, "b g"], Bool[Array, "b g"]],
-) -> tuple[Actors, EpisodeSums, tuple[Float[Array, "b g"], Bool[Array, "b g"]]]:
+    final: tuple[Float[Array, "b g v"], Bool[Array, "b g"]],
+) -> tuple[Actors, EpisodeSums, tuple[Float[Array, "b g v"], Bool[Array, "b g"]]]:
     """Bootstrap, tally and restart the worlds whose episode ended, one by one, since they are few at any step."""
     ended, truncated = actors.timestep.ended, actors.timestep.world_truncated
 
     def finish(i: Array, carry: tuple[Actors, EpisodeSums, Any]) -> tuple[Actors, EpisodeSums, Any]:
         actors, sums, (final_value, final_valid) = carry
-        world, observation = jax.tree.map(lambda x: x[i], (actors.world, actors.timestep.observation))
-        _, value = network(observation)
-        members = grouping(world)
+        world, observation, memory = jax.tree.map(
+            lambda x: x[i], (actors.world, actors.timestep.observation, actors.memory)
+        )
+        members, mind = stage.members(world, observation.alive)
+        fresh = memory.uid != world.entities.uid
+        _, value, _ = stage.minds.step(observation, mind, members.index, members.n_groups, memory.state, fresh)
         # A slot that passed on in the very step of the end has nothing to do with the trajectory before it.
-        lives = truncated[i] & members.any(world.entities.alive) & (members.identity == identity[i])
-        value = jnp.where(lives, members.total(value), 0.0)
-        metrics = simulator.metrics(world) | {"return": actors.episode_return[i]}
+        lives = truncated[i] & members.any(members.index >= 0) & (members.identity == identity[i])
+        metrics = stage.simulator.metrics(world) | {"return": actors.episode_return[i]}
         sums = EpisodeSums(
             sums.count + 1,
             {name: total + metrics[name] for name, total in sums.metrics.items()},
             jnp.maximum(sums.status, _status_bits(world.status)),
         )
-        fresh, timestep = simulator.reset(reset_key(reset_base, actors.index[i], actors.n_episodes[i]))
-        new = (fresh, timestep.observation, actors.n_episodes[i] + 1, jnp.float32(0))
-        parts = (actors.world, actors.timestep.observation, actors.n_episodes, actors.episode_return)
-        parts = jax.tree.map(lambda old, x: old.at[i].set(x), parts, new)
-        actors = eqx.tree_at(lambda a: (a.world, a.timestep.observation, a.n_episodes, a.episode_return), actors, parts)
+        actors = _restart(stage, reset_base, actors, i)
+        value = jnp.where(lives[:, None], value, 0.0)
         return actors, sums, (final_value.at[i].set(value), final_valid.at[i].set(lives))
 
     return for_each_marked(finish, ended, (actors, sums, final))
+
+
+def _restart(stage: Stage, reset_base: Key[Array, ""], actors: Actors, i: Int[Array, ""]) -> Actors:
+    """Begin the next episode of a world; nobody remembers the last one."""
+
+    def parts(a: Actors) -> tuple:
+        return a.world, a.timestep.observation, a.n_episodes, a.episode_return, a.memory, a.opponents
+
+    fresh, timestep = stage.simulator.reset(reset_key(reset_base, actors.index[i], actors.n_episodes[i]))
+    n = fresh.entities.n_slots
+    opponents = _start_opponents(stage, n)
+    memory = Memory.empty(n, stage.minds.width)
+    new = (fresh, timestep.observation, actors.n_episodes[i] + 1, jnp.float32(0), memory, opponents)
+    replaced = jax.tree.map(lambda old, x: old.at[i].set(x), parts(actors), new)
+    return eqx.tree_at(parts, actors, replaced, is_leaf=lambda x: x is None)

@@ -23,6 +23,7 @@ from swarm.config import Scenario, load
 from swarm.errors import RunError
 from training.config import TrainingConfig
 
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "orbax-checkpoint")
 
 
@@ -34,7 +35,9 @@ class RunFolder:
         config.toml: the resolved scenario file; `swarm.train` and `swarm.make` take it as it is.
         run.json: scenario name, seed, devices, command, versions.
         metrics.jsonl: a line per update.
+        evaluations.jsonl: a line per evaluation during the run, with the values of each episode.
         checkpoints: the last few states, each complete (written aside, then renamed).
+        best: the networks that did best in those evaluations.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,8 +45,10 @@ class RunFolder:
         self._lock = filelock.FileLock(path / "lock")
 
     @classmethod
-    def create(cls, scenario: Scenario, config: TrainingConfig, seed: int, n_devices: int, parent: Path) -> "RunFolder":
-        """Make a new folder `<scenario>-<recipe>-<seed>-<time>` and lock it."""
+    def create(
+        cls, scenario: Scenario, config: TrainingConfig, seed: int, parent: Path, about: dict[str, Any]
+    ) -> "RunFolder":
+        """Make a new folder `<scenario>-<recipe>-<seed>-<time>` and lock it; `run.json` tells what it is about."""
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         stem = f"{scenario.name}-{Path(config.recipe).stem}-{seed}-{stamp}"
         for attempt in range(100):
@@ -58,7 +63,7 @@ class RunFolder:
             folder.lock()
             table = scenario.resolved() | {"training": config.model_dump(mode="json")}
             _write(path / "config.toml", tomli_w.dumps(table))
-            _write(path / "run.json", json.dumps(_identity(scenario, seed, n_devices), indent=2))
+            _write(path / "run.json", json.dumps(_identity(scenario, seed) | about, indent=2))
             return folder
         raise RunError(f"{parent / stem}: a hundred folders of this name exist; name another with --runs")
 
@@ -98,9 +103,9 @@ class RunFolder:
 
     # Metrics
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last line cut off by a crash is left out."""
-        path, rows = self.path / "metrics.jsonl", []
+    def metrics(self, name: str = METRICS) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, or of another such file; a last line cut off by a crash is left out."""
+        path, rows = self.path / name, []
         for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
             try:
                 rows.append(json.loads(line))
@@ -108,24 +113,30 @@ class RunFolder:
                 break
         return rows
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add a line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def append(self, row: dict[str, Any], name: str = METRICS) -> None:
+        """Add a line to `metrics.jsonl`, or to another such file.
 
-    def forget_after(self, n_updates: int) -> list[dict[str, Any]]:
-        """Drop the metrics of updates that a resumed run will do again, and return those kept."""
-        kept = [row for row in self.metrics() if row["update"] <= n_updates]
-        _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        Raises:
+            RunError: the disk is full, or the folder is gone.
+        """
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise RunError(f"{self.path / name}: cannot be written: {error}; make room and resume the run") from None
+
+    def forget_after(self, n_updates: int, name: str = METRICS) -> list[dict[str, Any]]:
+        """Drop the lines of updates that a resumed run will do again, and return those kept."""
+        kept = [row for row in self.metrics(name) if row["update"] <= n_updates]
+        _write(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
         return kept
 
 
-def _identity(scenario: Scenario, seed: int, n_devices: int) -> dict[str, Any]:
+def _identity(scenario: Scenario, seed: int) -> dict[str, Any]:
     return {
         "scenario": scenario.name,
         "source": scenario.source,
         "seed": seed,
-        "devices": n_devices,
         "device": jax.devices()[0].device_kind,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
@@ -144,10 +155,15 @@ def _write(path: Path, text: str) -> None:
 class Checkpoints:
     """The checkpoints of a run: named arrays, by number of updates."""
 
-    def __init__(self, folder: RunFolder, keep: int) -> None:
-        self.path = (folder.path / "checkpoints").absolute()
+    def __init__(self, folder: RunFolder, keep: int, place: str = "checkpoints") -> None:
+        self.path = (folder.path / place).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.path, options=options)
+
+    @classmethod
+    def best(cls, folder: RunFolder) -> "Checkpoints":
+        """The place of the best networks of a run, which are kept besides the last states."""
+        return cls(folder, 1, "best")
 
     def latest(self) -> int:
         """Updates done at the last checkpoint.
@@ -171,16 +187,38 @@ class Checkpoints:
             raise RunError(f"{self.path}: the disk is nearly full; free some space and resume the run")
         self._manager.save(n_updates, args=ocp.args.Composite(shapes=ocp.args.JsonSave(shapes), **items))
 
+    def names(self, n_updates: int, part: str) -> dict[str, str]:
+        """Names of the arrays of a part, with their types and shapes."""
+        shapes = self._manager.restore(n_updates, args=ocp.args.Composite(shapes=ocp.args.JsonRestore()))["shapes"]
+        return shapes.get(part, {})
+
+    def restore_fitting(self, n_updates: int, part: str, tree: PyTree) -> tuple[PyTree, list[str]]:
+        """Restore those arrays of a part that have the name and shape of one in a pytree; the rest stays.
+
+        Returns:
+            The pytree, and the names of the arrays that stayed.
+        """
+        found, old = self.names(n_updates, part), _named_arrays(tree)
+        stayed = [name for name, x in old.items() if found.get(name) != _shape(x)]
+        kinds = {
+            name: (text.partition("[")[0], json.loads("[" + text.partition("[")[2])) for name, text in found.items()
+        }
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        wanted = {name: jax.ShapeDtypeStruct(shape, kind, sharding=device) for name, (kind, shape) in kinds.items()}
+        items = {part: ocp.args.StandardRestore(wanted)}
+        restored = self._manager.restore(n_updates, args=ocp.args.Composite(**items))[part]
+        arrays = {name: x if name in stayed else restored[name] for name, x in old.items()}
+        return _with_arrays(tree, arrays), stayed
+
     def restore(self, n_updates: int, **parts: PyTree) -> dict[str, Any]:
         """Restore pytrees of the same structure as those given, placed on devices as they are.
 
         Raises:
             RunError: the checkpoint holds other arrays; the message names the first that differs.
         """
-        found = self._manager.restore(n_updates, args=ocp.args.Composite(shapes=ocp.args.JsonRestore()))["shapes"]
         named = {name: _named_arrays(tree) for name, tree in parts.items()}
         for name, arrays in named.items():
-            self._compare(n_updates, found.get(name, {}), {k: _shape(x) for k, x in arrays.items()})
+            self._compare(n_updates, self.names(n_updates, name), {k: _shape(x) for k, x in arrays.items()})
         wanted = {
             name: ocp.args.StandardRestore(
                 {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for k, x in arrays.items()}

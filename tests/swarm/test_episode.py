@@ -186,10 +186,10 @@ def test_the_first_state_that_is_lost_is_named_with_its_world(path):
 
 
 def test_actions_that_no_rules_could_carry_out_are_replaced():
-    action, bad = usable(jnp.asarray([-1, 0, 4, 5, 2**31 - 1], jnp.int32), 5)
+    action, bad = usable(jnp.asarray([-1, 0, 4, 5, 2**31 - 1], jnp.int32), (5,))
     assert action.tolist() == [0, 0, 4, 4, 4]
     assert bad.tolist() == [True, False, False, True, True]
-    action, bad = usable(jnp.asarray([[0.5, jnp.nan], [-jnp.inf, 2.0], [-3.0, 1.0]]), 2)
+    action, bad = usable(jnp.asarray([[0.5, jnp.nan], [-jnp.inf, 2.0], [-3.0, 1.0]]), (2,))
     assert action.tolist() == [[0.5, 0.0], [0.0, 2.0], [-3.0, 1.0]]
     assert bad.tolist() == [True, True, False]
 

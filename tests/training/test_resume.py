@@ -85,7 +85,7 @@ def fails(capsys, *words):
 
 
 def test_a_checkpoint_that_does_not_fit_is_named(capsys, whole):
-    line = fails(capsys, "--resume", str(whole), "training.network.hidden=5")
+    line = fails(capsys, "--resume", str(whole), "training.network.hidden=12")
     assert "actor.inner" in line
     assert "config.toml" in line
 

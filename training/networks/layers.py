@@ -1,4 +1,4 @@
-"""The shared global feature extractor and the heads that act for every entity.
+"""Layers that networks are made of.
 
 Unlike the engine, networks take whole batches (leading axes `*b`): one large convolution is several times faster on CPU
 than a vmapped one whose gradient is summed afterwards.
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from swarm.scenario import Observation
 from training.convolution import convolution3x3
 
 _orthogonal = jax.nn.initializers.orthogonal
@@ -109,62 +108,47 @@ class KindHead(eqx.Module):
         return jnp.take_along_axis(x, kind[..., None, None], axis=-2)[..., 0, :]
 
 
-class Network(eqx.Module):
-    """Map extractor, actor and critic.
+class Perceptron(eqx.Module):
+    """Two layers, relu after the first."""
 
-    An entity's features are those of the map at its cell, their mean over the board, and its own. The critic gives a
-    value per entity; a group's value is the sum over its members, so it is a critic per group.
-    """
+    inner: Linear
+    outer: Linear
 
-    extractor: MapExtractor
-    actor: KindHead
-    critic: KindHead
+    def __init__(self, n_in: int, hidden: int, n_out: int, gain: float, key: Key[Array, ""]) -> None:
+        inner_key, outer_key = jax.random.split(key)
+        self.inner, self.outer = Linear(n_in, hidden, 2**0.5, inner_key), Linear(hidden, n_out, gain, outer_key)
 
-    def __init__(
-        self,
-        observation: Observation,
-        n_kinds: int,
-        *,
-        channels: int,
-        dilations: Sequence[int],
-        hidden: int,
-        key: Key[Array, ""],
-    ) -> None:
-        extractor_key, actor_key, critic_key = jax.random.split(key, 3)
-        n_features = 2 * channels + observation.own.shape[-1]
-        n_actions = observation.action_mask.shape[-1]
-        self.extractor = MapExtractor(observation.maps.shape[-1], channels, dilations, extractor_key)
-        # A small output gain starts the policy near uniform, and the values near 0: random values would drown the rare
-        # first rewards in the advantages, and the policy would walk at random until they are unlearned.
-        self.actor = KindHead(n_features, hidden, n_kinds, n_actions, 0.01, actor_key)
-        self.critic = KindHead(n_features, hidden, n_kinds, 1, 0.01, critic_key)
-
-    def __call__(self, observation: Observation) -> tuple[Float[Array, "*b n a"], Float[Array, "*b n"]]:
-        """Return masked logits and a value per entity slot; the values of dead slots are 0.
-
-        Args:
-            observation: of one world, or with leading batch axes on every leaf.
-        """
-        features = self._features(observation)
-        logits, values = self.actor(features, observation.kind), self.critic(features, observation.kind)[..., 0]
-        return mask_logits(logits, observation.action_mask), jnp.where(observation.alive, values, 0.0)
-
-    def _features(self, observation: Observation) -> Float[Array, "*b n f"]:
-        *batch, m, h, w, c = observation.maps.shape
-        maps = self.extractor(observation.maps.reshape(-1, h, w, c))
-        board = jnp.mean(maps, axis=(1, 2)).reshape(*batch, m, -1)
-        maps = maps.reshape(*batch, m * h * w, -1)
-        place = (observation.view * h + observation.cell[..., 0]) * w + observation.cell[..., 1]
-        local = jnp.take_along_axis(maps, place[..., None], axis=-2)
-        board = jnp.take_along_axis(board, observation.view[..., None], axis=-2)
-        return jnp.concatenate([local, board, observation.own], axis=-1)
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        """Apply to the last axis."""
+        return self.outer(jax.nn.relu(self.inner(x)))
 
 
-def mask_logits(logits: Float[Array, "*b a"], mask: Bool[Array, "*b a"]) -> Float[Array, "*b a"]:
-    """Make illegal actions impossible; where none is legal (dead slots) all are left possible, to stay finite."""
-    return jnp.where(mask | ~jnp.any(mask, axis=-1, keepdims=True), logits, -1e9)
+class Attention(eqx.Module):
+    """Each row looks at a set of things by scaled dot products, several heads side by side (Vaswani et al. 2017)."""
 
+    query: Linear
+    key: Linear
+    value: Linear
+    n_heads: int = eqx.field(static=True)
 
-def n_parameters(network: Network) -> int:
-    """Number of trained numbers."""
-    return sum(x.size for x in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))
+    def __init__(self, n_in: int, n_of_thing: int, hidden: int, n_heads: int, key: Key[Array, ""]) -> None:
+        query_key, key_key, value_key = jax.random.split(key, 3)
+        self.query = Linear(n_in, hidden, 1.0, query_key)
+        self.key = Linear(n_of_thing, hidden, 1.0, key_key)
+        self.value = Linear(n_of_thing, hidden, 1.0, value_key)
+        self.n_heads = n_heads
+
+    def __call__(
+        self, own: Float[Array, "*b i"], things: Float[Array, "*b k f"], there: Bool[Array, "*b k"]
+    ) -> Float[Array, "*b o"]:
+        """Return the mean of what is there, weighted by attention; 0 where nothing is."""
+
+        def heads(x: Array) -> Array:
+            return x.reshape(*x.shape[:-1], self.n_heads, -1)
+
+        query, key, value = heads(self.query(own)), heads(self.key(things)), heads(self.value(things))
+        score = jnp.sum(query[..., None, :, :] * key, axis=-1) / query.shape[-1] ** 0.5
+        there = there[..., None]
+        weight = jax.nn.softmax(jnp.where(there, score, -1e9), axis=-2)
+        mixed = jnp.sum(jnp.where(there, weight, 0.0)[..., None] * value, axis=-3)
+        return mixed.reshape(*mixed.shape[:-2], -1)

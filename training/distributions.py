@@ -1,0 +1,174 @@
+"""Distributions of actions, by the parameters that an actor gives for each entity.
+
+What a rollout keeps is the raw draw; `command` makes of it what the simulator takes.
+"""
+
+import abc
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from swarm.scenario import AbstractRules, best
+
+Raw = Int[Array, "*b n"] | Int[Array, "*b n f"] | Float[Array, "*b n a"]
+
+
+class AbstractDistribution(eqx.Module):
+    """A family of distributions over the actions of an entity."""
+
+    @property
+    @abc.abstractmethod
+    def n_parameters(self) -> int:
+        """Parameters of an entity's distribution."""
+
+    @abc.abstractmethod
+    def sample(self, parameters: Float[Array, "n p"], action_mask: Bool[Array, "n a"], keys: Key[Array, " n"]) -> Raw:
+        """Draw for the entities of one world, each by its own key."""
+
+    @abc.abstractmethod
+    def mode(self, parameters: Float[Array, "n p"], action_mask: Bool[Array, "n a"]) -> Raw:
+        """The likeliest action."""
+
+    @abc.abstractmethod
+    def log_prob_and_entropy(
+        self, parameters: Float[Array, "*b n p"], action_mask: Bool[Array, "*b n a"], raw: Raw
+    ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+        """Log-probability of draws, and the distribution's entropy (nats)."""
+
+    @abc.abstractmethod
+    def command(self, raw: Raw) -> Raw:
+        """What the simulator takes."""
+
+    @abc.abstractmethod
+    def has_choice(self, action_mask: Bool[Array, "*b n a"]) -> Bool[Array, "*b n"]:
+        """Whether an entity could do one thing or another."""
+
+
+class Categorical(AbstractDistribution):
+    """Masked categorical distributions, one for each choice of an entity, independent of each other.
+
+    Illegal actions have probability 0. Where none is legal (dead slots) all are possible, to stay finite.
+
+    Attributes:
+        choices: number of options of each choice.
+    """
+
+    choices: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def n_parameters(self) -> int:
+        """A logit for each option."""
+        return sum(self.choices)
+
+    def sample(self, parameters: Float[Array, "n p"], action_mask: Bool[Array, "n a"], keys: Key[Array, " n"]) -> Raw:
+        """Gumbel-max."""
+        logits = self._masked(parameters, action_mask)
+        noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[1:]))(keys)
+        return best(logits + noise, self.choices)
+
+    def mode(self, parameters: Float[Array, "n p"], action_mask: Bool[Array, "n a"]) -> Raw:
+        """The greatest logit."""
+        return best(self._masked(parameters, action_mask), self.choices)
+
+    def log_prob_and_entropy(
+        self, parameters: Float[Array, "*b n p"], action_mask: Bool[Array, "*b n a"], raw: Raw
+    ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+        """Sums over the choices."""
+        indices = raw[..., None] if len(self.choices) == 1 else raw
+        log_prob, entropy = jnp.zeros(raw.shape[: parameters.ndim - 1]), jnp.zeros(raw.shape[: parameters.ndim - 1])
+        for choice, logits in enumerate(self._split(self._masked(parameters, action_mask))):
+            log_p = jax.nn.log_softmax(logits)
+            log_prob += jnp.take_along_axis(log_p, indices[..., choice : choice + 1], axis=-1)[..., 0]
+            entropy -= jnp.sum(jnp.where(logits > -1e8, jnp.exp(log_p) * log_p, 0.0), axis=-1)
+        return log_prob, entropy
+
+    def command(self, raw: Raw) -> Raw:
+        """The draw itself."""
+        return raw
+
+    def has_choice(self, action_mask: Bool[Array, "*b n a"]) -> Bool[Array, "*b n"]:
+        """More than one option of some choice is legal."""
+        several = [jnp.sum(part, axis=-1) > 1 for part in self._split(action_mask)]
+        return jnp.any(jnp.stack(several), axis=0)
+
+    def _split(self, x: Array) -> list[Array]:
+        return jnp.split(x, np.cumsum(self.choices)[:-1], axis=-1)
+
+    def _masked(self, logits: Array, mask: Array) -> Array:
+        def one(logits: Array, mask: Array) -> Array:
+            return jnp.where(mask | ~jnp.any(mask, axis=-1, keepdims=True), logits, -1e9)
+
+        parts = zip(self._split(logits), self._split(mask), strict=True)
+        return jnp.concatenate([one(*part) for part in parts], axis=-1)
+
+
+class TanhNormal(AbstractDistribution):
+    """`a` commands in (-1, 1): tanh of independent normal draws (Haarnoja et al. 2018, appendix C).
+
+    The parameters are the means and, after them, the logarithms of the standard deviations (plus a constant, so that an
+    actor that gives 0 starts with a standard deviation of 0.6). The raw draw is that before tanh, whose
+    log-probability is exact however near to 1 the command is.
+
+    Attributes:
+        n_controls: a.
+    """
+
+    n_controls: int = eqx.field(static=True)
+
+    @property
+    def n_parameters(self) -> int:
+        """A mean and a deviation for each command."""
+        return 2 * self.n_controls
+
+    def sample(self, parameters: Float[Array, "n p"], action_mask: Bool[Array, "n a"], keys: Key[Array, " n"]) -> Raw:
+        """Draw before tanh."""
+        mean, log_std = self._split(parameters)
+        noise = jax.vmap(lambda k: jax.random.normal(k, (self.n_controls,)))(keys)
+        return mean + jnp.exp(log_std) * noise
+
+    def mode(self, parameters: Float[Array, "n p"], action_mask: Bool[Array, "n a"]) -> Raw:
+        """The mean before tanh."""
+        return self._split(parameters)[0]
+
+    def log_prob_and_entropy(
+        self, parameters: Float[Array, "*b n p"], action_mask: Bool[Array, "*b n a"], raw: Raw
+    ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
+        """Of the commands; the entropy by Gauss-Hermite quadrature."""
+        mean, log_std = self._split(parameters)
+        z = (raw - mean) * jnp.exp(-log_std)
+        log_prob = -0.5 * jnp.square(z) - log_std - 0.5 * math.log(2 * math.pi) - _log_slope(raw)
+        # H[tanh(u)] = H[u] + E log(1 - tanh(u)^2).
+        nodes, weights = np.polynomial.hermite_e.hermegauss(9)
+        weights = np.asarray(weights / weights.sum(), np.float32)
+        u = mean[..., None] + jnp.exp(log_std)[..., None] * jnp.asarray(nodes, jnp.float32).reshape(
+            (1,) * mean.ndim + (-1,)
+        )
+        shrunk = jnp.sum(_log_slope(u) * weights.reshape((1,) * mean.ndim + (-1,)), axis=-1)
+        entropy = log_std + 0.5 * math.log(2 * math.pi * math.e) + shrunk
+        return jnp.sum(log_prob, axis=-1), jnp.sum(entropy, axis=-1)
+
+    def command(self, raw: Raw) -> Raw:
+        """Squash."""
+        return jnp.tanh(raw)
+
+    def has_choice(self, action_mask: Bool[Array, "*b n a"]) -> Bool[Array, "*b n"]:
+        """Whoever may command at all."""
+        return jnp.any(action_mask, axis=-1)
+
+    def _split(self, parameters: Array) -> tuple[Array, Array]:
+        mean, log_std = jnp.split(parameters, 2, axis=-1)
+        return mean, jnp.clip(log_std - 0.5, -4.0, 1.0)
+
+
+def _log_slope(u: Array) -> Array:
+    """log(1 - tanh(u)^2), without cancellation."""
+    return 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+
+
+def distribution_of(rules: AbstractRules) -> AbstractDistribution:
+    """The family that suits the actions of some rules."""
+    return TanhNormal(rules.n_controls) if rules.n_controls else Categorical(rules.choices)
