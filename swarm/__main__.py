@@ -8,6 +8,7 @@ from swarm.commands import Formatter, run
 COMMANDS = (
     ("swarm.train", "train a policy on a scenario; makes a run folder"),
     ("swarm.evaluate", "play episodes with a trained policy, next to the scripted one"),
+    ("swarm.plot", "compare runs: learning curves over seeds, with intervals"),
     ("swarm.simulate", "play one episode with a scripted, random or trained policy; picture or video"),
 )
 

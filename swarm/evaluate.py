@@ -1,65 +1,117 @@
-"""`python -m swarm.evaluate`: play episodes with a trained policy, next to the scripted one."""
+"""`python -m swarm.evaluate`: play episodes with trained policies, next to the scripted one."""
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from swarm.commands import Formatter, import_training, positive, run
+from swarm.commands import OVERRIDES_HELP, Formatter, import_training, positive, run
+from swarm.errors import ConfigError, SwarmError
+
+if TYPE_CHECKING:
+    from training.runs import RunFolder
 
 EXAMPLES = """examples:
   python -m swarm.evaluate runs/outpost-mppo-0-20250101-120000
-  python -m swarm.evaluate runs/outpost-mppo-0-20250101-120000 --episodes 512 --deterministic"""
+  python -m swarm.evaluate runs/outpost-mppo-* --episodes 512 --deterministic
+  python -m swarm.evaluate runs/outpost-mppo-* --absolute
+  python -m swarm.evaluate runs/outpost-mppo-0-20250101-120000 --scenario outpost population.heavy.capacity=32
+
+An interval is over the episodes of one run; over several runs swarm.plot tells more. --absolute follows the protocol of
+the absolute metric: the networks that did best during the run play ten times the episodes of an evaluation in it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate."""
     parser = argparse.ArgumentParser(
         prog="python -m swarm.evaluate",
-        description="Play episodes on unseen maps with a run's last checkpoint, and the same ones with the scripted "
-        "policy; prints means with 95 % bootstrap intervals and writes evaluation.json into the run folder.",
+        description="Play episodes on unseen maps with the last networks of runs, and the same ones with the scripted "
+        "policy; prints means with 95 % bootstrap intervals, and writes evaluation.json and evaluation.png into each "
+        "run folder.",
         epilog=EXAMPLES,
         formatter_class=Formatter,
     )
-    parser.add_argument("run", help="a run folder")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"run folders; and {OVERRIDES_HELP}")
     parser.add_argument("--episodes", type=positive, default=128, help="number of episodes")
     parser.add_argument("--deterministic", action="store_true", help="take the likeliest actions, do not sample")
+    parser.add_argument("--best", action="store_true", help="the networks that did best during the run, not the last")
+    parser.add_argument("--absolute", action="store_true", help="the absolute metric: --best, ten times the episodes")
     parser.add_argument("--seed", type=int, help="of maps and actions; the run's own if not given")
+    parser.add_argument("--scenario", metavar="NAME|FILE", help="play another scenario, whose observations fit")
+    parser.add_argument("--render", metavar="FILE", help="also make a picture (.png) or video (.mp4) of one episode")
     return run(_evaluate, parser, argv)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     import_training()
-    from training.build import build_teams
-    from training.config import load_training
-    from training.restore import frozen_policy
     from training.runs import RunFolder
 
-    folder = RunFolder.open(Path(arguments.run))
-    scenario = folder.scenario()
-    simulator = scenario.simulator()
-    teams = build_teams(scenario, load_training(scenario), simulator)
-    policy = teams.with_opponents(frozen_policy(folder, simulator, deterministic=arguments.deterministic))
-    seed = folder.identity()["seed"] if arguments.seed is None else arguments.seed
-    results = compare(simulator, {"trained": policy}, seed=seed, n_episodes=arguments.episodes)
-    path = folder.path / "evaluation.json"
-    path.write_text(json.dumps(results, indent=2), "utf-8")
-    print_comparison(results, simulator.rules)
-    print(f"written: {path}")
+    words = [word for word in arguments.runs if "=" in word]
+    folders = [RunFolder.open(Path(word)) for word in arguments.runs if "=" not in word]
+    if not folders:
+        raise ConfigError("name a run folder, like runs/outpost-mppo-0-20250101-120000")
+    for folder in folders:
+        _evaluate_one(arguments, folder, words)
     return 0
 
 
-def compare(simulator: Any, policies: Mapping[str, Any], *, seed: int, n_episodes: int) -> dict[str, Any]:
-    """Evaluate policies and the scripted one on the same maps: mean and interval of each metric."""
+def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Sequence[str]) -> None:
+    from swarm.config import load, parse_overrides
+    from training.build import build_teams
+    from training.config import load_training
+    from training.report import plot_bars
+    from training.restore import frozen_policy
+
+    overrides = parse_overrides(words)
+    own = load_training(folder.scenario())
+    scenario = load(arguments.scenario, overrides) if arguments.scenario else folder.scenario(overrides)
+    simulator = scenario.simulator()
+    teams = build_teams(scenario, load_training(scenario), simulator)
+    best = arguments.best or arguments.absolute
+    policy = frozen_policy(folder, simulator, deterministic=arguments.deterministic, best=best)
+    seed = folder.identity()["seed"] if arguments.seed is None else arguments.seed
+    n_episodes = 10 * own.evaluation_episodes if arguments.absolute else arguments.episodes
+    trained, scripted = (teams.with_opponents(p) for p in (policy, simulator.rules.scripted_policy()))
+    results, values = compare(simulator, {"trained": trained, "scripted": scripted}, seed=seed, n_episodes=n_episodes)
+    name = "absolute" if arguments.absolute else "evaluation"
+    _write(folder.path / f"{name}.json", results | {"scenario": scenario.source, "overrides": overrides})
+    if arguments.absolute:
+        _write(folder.path / "absolute_values.json", {k: [float(v) for v in x] for k, x in values["trained"].items()})
+    plot_bars(results, (simulator.rules.success, simulator.rules.headline, "return"), folder.path / f"{name}.png")
+    print(folder.path)
+    print_comparison(results, simulator.rules)
+    print(f"written: {folder.path / name}.json and .png")
+    if arguments.render:
+        _render(simulator, trained, seed, Path(arguments.render))
+
+
+def _render(simulator: Any, policy: Any, seed: int, target: Path) -> None:
+    from swarm.episode import play
+    from swarm.render import render
+    from training.evaluation import episode_keys
+
+    n_steps = int(simulator.max_steps)
+    render(play(simulator, policy, episode_keys(seed, 1)[0], n_steps), target, n_steps)
+    print(f"rendered: {target}")
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=2), "utf-8")
+    except OSError as error:
+        raise SwarmError(f"{path}: cannot be written: {error}") from None
+
+
+def compare(
+    simulator: Any, policies: Mapping[str, Any], *, seed: int, n_episodes: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Evaluate policies on the same maps: mean and interval of each metric, and the values of each episode."""
     from training.evaluation import evaluate, summarise
 
-    everyone = dict(policies) | {"scripted": simulator.rules.scripted_policy()}
-    results: dict[str, Any] = {"seed": seed, "episodes": n_episodes, "policies": {}}
-    for name, policy in everyone.items():
-        episodes = evaluate(simulator, policy, seed=seed, n_episodes=n_episodes)
-        results["policies"][name] = {metric: summarise(values) for metric, values in episodes.items()}
-    return results
+    values = {name: evaluate(simulator, policy, seed=seed, n_episodes=n_episodes) for name, policy in policies.items()}
+    summaries = {name: {metric: summarise(x) for metric, x in episodes.items()} for name, episodes in values.items()}
+    return {"seed": seed, "episodes": n_episodes, "policies": summaries}, values
 
 
 def print_comparison(results: Mapping[str, Any], rules: Any) -> None:
@@ -70,7 +122,7 @@ def print_comparison(results: Mapping[str, Any], rules: Any) -> None:
     policies = results["policies"]
     table = Table("metric", *policies, title=f"mean of {results['episodes']} episodes [95 % interval]")
     names = list(next(iter(policies.values())))
-    names.sort(key=lambda name: (name != rules.success, name != rules.headline, name))
+    names.sort(key=lambda name: (name != rules.success, name != rules.headline, "/" in name, name))
     for name in names:
         cells = [f"{p[name]['mean']:.4g} [{p[name]['low']:.4g}, {p[name]['high']:.4g}]" for p in policies.values()]
         table.add_row(name, *cells)

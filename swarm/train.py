@@ -125,7 +125,9 @@ def _finish(run: "Run", n_episodes: int) -> None:
     simulator, teams = learner.simulator, Teams(learner.of_team, learner.opponents)
     policy = teams.policy(run.learned.network, simulator.rules)
     print(f"evaluating {n_episodes} episodes on maps that training never saw ...", flush=True)
-    results = compare(simulator, {"trained": policy}, seed=seed, n_episodes=n_episodes)
+    scripted = teams.with_opponents(simulator.rules.scripted_policy())
+    policies = {"trained": policy, "scripted": scripted}
+    results, _ = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2), "utf-8")
     print_comparison(results, simulator.rules)
     curve, video = folder.path / "curve.png", folder.path / "video.mp4"
