@@ -172,10 +172,10 @@ class Battle(AbstractRules):
         # One key per entity, by number: the draw does not depend on the capacity.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
         jitter = jax.vmap(lambda k: jax.random.uniform(k, (2,), minval=-0.25, maxval=0.25))(keys)
-        births = self._births(self.start, jax.lax.optimization_barrier(jnp.ones(n, bool)))
+        births = self._births(self.start, jnp.ones(n, bool))
         position, _ = self.space.confine(births.position + self.place * jitter, jnp.zeros((n, 2)))
         births = eqx.tree_at(lambda b: b.position, births, position)
-        entities, _ = spawn(jax.lax.optimization_barrier(Entities.empty(self.n_slots, 2, N_STORES)), births)
+        entities, _ = spawn(Entities.empty(self.n_slots, 2, N_STORES), births)
         nothing = jnp.zeros(2)
         seen, _ = self._look(entities.position, entities, entities.alive)
         return entities, Fields(seen, nothing, nothing)

@@ -146,7 +146,7 @@ class Flocking(AbstractRules):
             height = 2.0 * draw[:, 4:] - 1.0
             across = jnp.sqrt(jnp.maximum(1.0 - height**2, 0.0))
             direction = jnp.concatenate([across * direction, height], axis=1)
-        # Not by `spawn`: of a million birds, the compiler would spend a minute on ranks that are known beforehand.
+        # Not by `spawn`: who takes which slot is known beforehand.
         alive, none = slot < self.initial, jnp.zeros_like(slot)
         entities = Entities(
             alive=alive,
