@@ -166,7 +166,7 @@ class Battle(AbstractRules):
 
     # Reset
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
+    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
         """Draw both armies up; nobody stands exactly at its post, so that no two battles are the same."""
         n = self.start.kind.shape[0]
         # One key per entity, by number: the draw does not depend on the capacity.
@@ -177,8 +177,8 @@ class Battle(AbstractRules):
         births = eqx.tree_at(lambda b: b.position, births, position)
         entities, _ = spawn(Entities.empty(self.n_slots, 2, N_STORES), births)
         nothing = jnp.zeros(2)
-        seen, _ = self._look(entities.position, entities, entities.alive)
-        return entities, Fields(seen, nothing, nothing)
+        seen, status = self._look(entities.position, entities, entities.alive)
+        return entities, Fields(seen, nothing, nothing), status
 
     def _births(self, plan: Layout, wanted: Bool[Array, " m"]) -> Spawn:
         health = self.table.of("health", plan.kind)

@@ -196,8 +196,8 @@ class AbstractRules(eqx.Module):
         """Build the rules from the validated scenario file."""
 
     @abc.abstractmethod
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Any]:
-        """Return the population and the fields of a new episode."""
+    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Any] | tuple[Entities, Any, Int[Array, ""]]:
+        """Return the population and the fields of a new episode, and the bits of `Outcome.status`, if any."""
 
     @abc.abstractmethod
     def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Any, Outcome]:
