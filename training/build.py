@@ -28,10 +28,10 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
     simulator = scenario.simulator()
     if simulator.rules.n_controls:
         raise ConfigError(
-            f"{scenario.source}: its actions are {simulator.rules.n_controls} continuous commands, and the learners "
-            "act by discrete ones; use the scenario's discrete control"
+            f"{scenario.place('world.control')}: its actions are {simulator.rules.n_controls} continuous commands, and "
+            "the learners act by discrete ones; use the scenario's discrete control"
         )
-    where = f"{scenario.source}: training.credit.grouping"
+    where = f"{scenario.place('training.credit.grouping')}: training.credit.grouping"
     grouping = group_by(
         config.credit.grouping,
         simulator.levels,
