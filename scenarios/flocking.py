@@ -269,7 +269,7 @@ class Flocking(AbstractRules):
             own=jnp.where(alive[:, None], own, 0.0),
             kind=jnp.zeros(self.n_slots, jnp.int32),
             alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, N_TURNS)),
+            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, self.n_actions)),
         )
 
     def ended(self, world: World) -> Bool[Array, ""]:

@@ -289,7 +289,7 @@ class Pursuit(AbstractRules):
             own=jnp.where(acts[:, None], self._own(world), 0.0),
             kind=jnp.where(acts, entities.kind, 0),
             alive=acts,
-            action_mask=jnp.broadcast_to(acts[:, None], (self.n_slots, self.n_controls or self.n_actions)),
+            action_mask=jnp.broadcast_to(acts[:, None], (self.n_slots, self.n_actions)),
         )
 
     def _cell(self, entities: Entities) -> Int[Array, "n 2"]:

@@ -255,7 +255,7 @@ class Spread(AbstractRules):
             own=jnp.where(alive[:, None], self._own(world), 0.0),
             kind=jnp.zeros(self.n_slots, jnp.int32),
             alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, self.n_controls or self.n_actions)),
+            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, self.n_actions)),
         )
 
     def _cell(self, position: Float[Array, "m 2"]) -> Int[Array, "m 2"]:

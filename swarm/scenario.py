@@ -52,7 +52,8 @@ class Observation(eqx.Module):
         own: its own features; 0 for dead slots.
         kind: its kind.
         alive: whether the slot holds an entity that acts.
-        action_mask: legal actions; at least one where alive.
+        action_mask: legal actions, at least one where alive; with `n_controls`, a column per command, all True where
+            alive.
     """
 
     maps: Float[Array, "m h w c"]
@@ -182,8 +183,8 @@ class AbstractRules(eqx.Module):
 
     @property
     def n_actions(self) -> int:
-        """Width of the action mask."""
-        return max(len(names) for names in self.actions.values())
+        """Width of the action mask: the number of actions, or with continuous control of commands."""
+        return self.n_controls or max(len(names) for names in self.actions.values())
 
     @property
     def n_controls(self) -> int:

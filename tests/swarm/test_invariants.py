@@ -227,11 +227,28 @@ def test_something_happens_in_the_episodes_compared(case):
     assert len(np.unique(action)) > 3
     assert np.abs(timestep.reward).sum() > 0 or case.has_births
     assert (world.n_overflow == 0).all()
+    mask = timestep.observation.action_mask
+    assert mask.shape[2] == case.simulator.rules.n_actions
+    assert mask.any(axis=2)[timestep.observation.alive].all()
+    if case.simulator.rules.n_controls:
+        np.testing.assert_array_equal(mask.all(axis=2), timestep.observation.alive)
     if case.has_births:
         n_initial = int(episode(case.simulator)[0][0].entities.next_uid)
         assert world.entities.next_uid[-1] > n_initial + 2
         assert timestep.terminated.any()
         assert world.entities.next_uid[-1] > world.entities.next_uid[SEGMENT]  # later births, too
+
+
+@pytest.mark.parametrize("control", ["discrete", "continuous"])
+@pytest.mark.parametrize(("name", "n_controls"), [("spread", 2), ("pursuit", 2), ("flocking", 1), ("flocking, 3D", 2)])
+def test_the_mask_has_a_column_for_each_action_or_command(name, n_controls, control):
+    scenario, overrides = CASES[name]
+    simulator = make(scenario, overrides | {"world.control": control})
+    world, timestep = eqx.filter_eval_shape(simulator.reset, jax.random.key(0))
+    n_actions = max(len(names) for names in simulator.rules.actions.values())
+    assert simulator.rules.n_controls == (n_controls if control == "continuous" else 0)
+    assert simulator.rules.n_actions == (n_controls if control == "continuous" else n_actions)
+    assert timestep.observation.action_mask.shape == (world.entities.n_slots, simulator.rules.n_actions)
 
 
 def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
