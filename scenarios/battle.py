@@ -10,17 +10,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.battle_config import BattleConfig
 from scenarios.battle_layout import KINDS, Layout, layout
+from scenarios.compass import MOVES
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
 from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Open, Walled
-from swarm.vectors import norm
 
 HEALTH, WAIT, AHEAD, LEFT = range(4)
 N_STORES = 4
 N_SEEN = 8
-MOVES = ("stay", "east", "north-east", "north", "north-west", "west", "south-west", "south", "south-east")
 N_MOVES = len(MOVES)
 ACTIONS = (*MOVES, *(f"attack {i}" for i in range(N_SEEN)))
 # Unit vectors of the moves. Numpy, because importing must not start a jax backend.
@@ -382,12 +381,3 @@ def mean_over(values: Float[Array, "n v"], among: Bool[Array, " n"]) -> Float[Ar
     """Mean of the rows of a mask; 0 where it is empty."""
     count = jnp.maximum(jnp.sum(among, dtype=jnp.float32), 1.0)
     return jnp.sum(jnp.where(among[:, None], values, 0.0), axis=0) / count
-
-
-def move_towards(way: Float[Array, "n 2"], nearer_than: Float[Array, " n"]) -> Int[Array, " n"]:
-    """The move that comes nearest to a way; stay where the way is shorter than a distance."""
-    distance = norm(way)
-    short = distance <= nearer_than
-    angle = jnp.arctan2(jnp.where(short, 0.0, way[:, 1]), jnp.where(short, 1.0, way[:, 0]))
-    octant = jnp.round(angle / (jnp.pi / 4)).astype(jnp.int32) % 8
-    return jnp.where(short, 0, octant + 1)
