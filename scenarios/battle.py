@@ -10,17 +10,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.battle_config import BattleConfig
 from scenarios.battle_layout import KINDS, Layout, layout
+from scenarios.compass import MOVES
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World, rows_of
 from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Open, Walled
-from swarm.vectors import norm
 
 HEALTH, WAIT, AHEAD, LEFT = range(4)
 N_STORES = 4
 N_SEEN = 8
-MOVES = ("stay", "east", "north-east", "north", "north-west", "west", "south-west", "south", "south-east")
 N_MOVES = len(MOVES)
 ACTIONS = (*MOVES, *(f"attack {i}" for i in range(N_SEEN)))
 # Unit vectors of the moves. Numpy, because importing must not start a jax backend.
@@ -172,19 +171,19 @@ class Battle(AbstractRules):
 
     # Reset
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
+    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
         """Draw both armies up; nobody stands exactly at its post, so that no two battles are the same."""
         n = self.start.kind.shape[0]
         # One key per entity, by number: the draw does not depend on the capacity.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
         jitter = jax.vmap(lambda k: jax.random.uniform(k, (2,), minval=-0.25, maxval=0.25))(keys)
-        births = self._births(self.start, jax.lax.optimization_barrier(jnp.ones(n, bool)))
+        births = self._births(self.start, jnp.ones(n, bool))
         position, _ = self.space.confine(births.position + self.place * jitter, jnp.zeros((n, 2)))
         births = eqx.tree_at(lambda b: b.position, births, position)
-        entities, _ = spawn(jax.lax.optimization_barrier(Entities.empty(self.n_slots, 2, N_STORES)), births)
+        entities, _ = spawn(Entities.empty(self.n_slots, 2, N_STORES), births)
         nothing = jnp.zeros(2)
-        seen, _ = self._look(entities.position, entities, entities.alive)
-        return entities, Fields(seen, nothing, nothing)
+        seen, status = self._look(entities.position, entities, entities.alive)
+        return entities, Fields(seen, nothing, nothing), status
 
     def _births(self, plan: Layout, wanted: Bool[Array, " m"]) -> Spawn:
         health = self.table.of("health", plan.kind)
@@ -388,12 +387,3 @@ def mean_over(values: Float[Array, "n v"], among: Bool[Array, " n"]) -> Float[Ar
     """Mean of the rows of a mask; 0 where it is empty."""
     count = jnp.maximum(jnp.sum(among, dtype=jnp.float32), 1.0)
     return jnp.sum(jnp.where(among[:, None], values, 0.0), axis=0) / count
-
-
-def move_towards(way: Float[Array, "n 2"], nearer_than: Float[Array, " n"]) -> Int[Array, " n"]:
-    """The move that comes nearest to a way; stay where the way is shorter than a distance."""
-    distance = norm(way)
-    short = distance <= nearer_than
-    angle = jnp.arctan2(jnp.where(short, 0.0, way[:, 1]), jnp.where(short, 1.0, way[:, 0]))
-    octant = jnp.round(angle / (jnp.pi / 4)).astype(jnp.int32) % 8
-    return jnp.where(short, 0, octant + 1)

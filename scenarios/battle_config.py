@@ -7,21 +7,16 @@ import numpy as np
 import pydantic
 
 from scenarios.battle_layout import KINDS, layout
+from scenarios.tables import Amount, Positive, SpaceTable
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.search import SearchTable
 
-Amount = pydantic.Field(ge=0.0)
-Positive = pydantic.Field(gt=0.0)
 
-
-class WorldTable(Table):
+class WorldTable(SpaceTable):
     """Table `world`."""
 
     size: tuple[float, float]
     edge: Literal["walled", "open"]
-    steps: int = pydantic.Field(ge=1)
-    time_step: float = Positive
-    raster: tuple[int, int]
     squad: int = pydantic.Field(ge=1)
     place: float = Positive
     crowd: int = pydantic.Field(ge=1)
@@ -30,10 +25,6 @@ class WorldTable(Table):
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> "WorldTable":
-        if min(self.size) <= 0:
-            raise ValueError(f"size = {list(self.size)}: both sides must be longer than 0")
-        if not all(4 <= cells <= 128 for cells in self.raster):
-            raise ValueError(f"raster = {list(self.raster)}: from 4 to 128 cells a side")
         if max(self.size) / self.place > 8192:
             raise ValueError(f"place = {self.place:g} is too small for size = {list(self.size)}; at most 8192 a side")
         return self

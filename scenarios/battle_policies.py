@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from scenarios.battle import AHEAD, HEALTH, LEFT, N_MOVES, WAIT, Battle, mean_over, move_towards
+from scenarios.battle import AHEAD, HEALTH, LEFT, N_MOVES, WAIT, Battle, mean_over
+from scenarios.compass import move_towards
 from swarm.hierarchy import reduce_groups
 from swarm.scenario import AbstractPolicy, Observation, World
 from swarm.space import length

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios import flocking_order as order
 from scenarios.flocking_config import FlockingConfig
@@ -15,7 +15,6 @@ from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, O
 from swarm.search import neighbor_search
 from swarm.sensing import Raster
 from swarm.space import Periodic, rounded, square_length
-from swarm.status import Status
 from swarm.vectors import dot, norm
 
 N_TURNS = 9
@@ -30,7 +29,6 @@ class Fields(eqx.Module):
         way: ways to them, metres.
         too_near: how many are nearer than `crowding`.
         away: ways from those nearer than `spacing`, as shares q of it, each times 1 - q^2.
-        overflow: whether the search had too little room, so that some are missing.
     """
 
     count: Float[Array, " n"]
@@ -38,7 +36,6 @@ class Fields(eqx.Module):
     way: Float[Array, "n d"]
     too_near: Float[Array, " n"]
     away: Float[Array, "n d"]
-    overflow: Bool[Array, ""]
 
 
 class Flocking(AbstractRules):
@@ -133,7 +130,7 @@ class Flocking(AbstractRules):
         """How far a bird sees; metres."""
         return self.search.radius
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
+    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
         """Place birds uniformly, with directions uniform on the circle or the sphere."""
         d, slot = self.space.n_dimensions, jnp.arange(self.capacity, dtype=jnp.int32)
         # One key per bird, by number: the draw does not depend on how many there are.
@@ -146,7 +143,7 @@ class Flocking(AbstractRules):
             height = 2.0 * draw[:, 4:] - 1.0
             across = jnp.sqrt(jnp.maximum(1.0 - height**2, 0.0))
             direction = jnp.concatenate([across * direction, height], axis=1)
-        # Not by `spawn`: of a million birds, the compiler would spend a minute on ranks that are known beforehand.
+        # Not by `spawn`: who takes which slot is known beforehand.
         alive, none = slot < self.initial, jnp.zeros_like(slot)
         entities = Entities(
             alive=alive,
@@ -159,12 +156,13 @@ class Flocking(AbstractRules):
             stores=jnp.zeros((self.capacity, 0)),
             next_uid=jnp.int32(self.initial),
         )
-        return entities, self._look(entities)
+        return entities, *self._look(entities)
 
     def _find(self, entities: Entities) -> Neighbors:
         return self.search.find(entities.position, entities.alive)
 
-    def _look(self, entities: Entities) -> Fields:
+    def _look(self, entities: Entities) -> tuple[Fields, Int[Array, ""]]:
+        """What the birds see, and status bits."""
         d = self.space.n_dimensions
 
         def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
@@ -177,7 +175,7 @@ class Flocking(AbstractRules):
         near = self._find(entities)
         sums = near.sum(pair, entities.velocity / self.speed)
         count, direction, way = sums[:, 0], sums[:, 1 : d + 1], sums[:, d + 1 : 2 * d + 1]
-        return Fields(count, direction, way, sums[:, 2 * d + 1], sums[:, 2 * d + 2 :], near.overflow)
+        return Fields(count, direction, way, sums[:, 2 * d + 1], sums[:, 2 * d + 2 :]), near.status
 
     def action_of(self, command: Float[Array, "n c"]) -> Action:
         """The action nearest to commands of turn and, in three dimensions, climb, both shares of the turn rate."""
@@ -234,12 +232,10 @@ class Flocking(AbstractRules):
         position = entities.position + rounded(velocity * self.time_step)
         position, velocity = self.space.confine(position, velocity)
         entities = eqx.tree_at(lambda e: (e.position, e.heading, e.velocity), entities, (position, heading, velocity))
-        seen = self._look(entities)
+        seen, status = self._look(entities)
         aligned = dot(seen.direction, direction) / jnp.maximum(seen.count, 1.0)
         reward = rounded(self.reward["alignment"] * aligned) - rounded(self.reward["crowding"] * seen.too_near)
         nobody = jnp.zeros_like(entities.alive)
-        # Also what was missed before the first step, which had no status to say so.
-        status = jnp.where(seen.overflow | world.fields.overflow, Status.NEIGHBORS_FULL, 0)
         return entities, seen, Outcome(reward, nobody, None, status=status)
 
     def bearings(self, world: World) -> tuple[Float[Array, "n d"], Float[Array, "n d"], Float[Array, "n d"]]:
@@ -273,7 +269,7 @@ class Flocking(AbstractRules):
             own=jnp.where(alive[:, None], own, 0.0),
             kind=jnp.zeros(self.n_slots, jnp.int32),
             alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, N_TURNS)),
+            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, self.n_actions)),
         )
 
     def ended(self, world: World) -> Bool[Array, ""]:

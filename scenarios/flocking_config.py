@@ -4,13 +4,12 @@ from typing import Literal
 
 import pydantic
 
+from scenarios.tables import Positive, SpaceTable
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.search import SearchTable
 
-Positive = pydantic.Field(gt=0.0)
 
-
-class WorldTable(Table):
+class WorldTable(SpaceTable):
     """Table `world`.
 
     Attributes:
@@ -18,19 +17,13 @@ class WorldTable(Table):
         scripted: which policy is the scripted one.
     """
 
-    size: tuple[float, ...]
-    steps: int = pydantic.Field(ge=1)
-    time_step: float = Positive
-    raster: tuple[int, int]
     control: Literal["discrete", "continuous"] = "discrete"
     scripted: Literal["boids", "vicsek"] = "boids"
 
     @pydantic.model_validator(mode="after")
     def _usable(self) -> "WorldTable":
-        if len(self.size) not in (2, 3) or min(self.size) <= 0:
-            raise ValueError(f"size = {list(self.size)}: expected two or three sides, each longer than 0")
-        if not all(4 <= cells <= 128 for cells in self.raster):
-            raise ValueError(f"raster = {list(self.raster)}: from 4 to 128 cells a side")
+        if len(self.size) not in (2, 3):
+            raise ValueError(f"size = {list(self.size)}: expected two or three sides")
         if self.scripted == "vicsek" and self.control != "continuous":
             raise ValueError('scripted = "vicsek" needs exact headings: set control = "continuous"')
         return self

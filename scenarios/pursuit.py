@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from scenarios.compass import MOVES
 from scenarios.pursuit_config import PursuitConfig
 from scenarios.pursuit_steering import Sight, Surface, flee
 from swarm.dynamics import Motion, VelocityLag
@@ -18,7 +19,6 @@ from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Periodic, Walled
 
 SCOUT, HUNTER, PREY = range(3)
-DIRECTIONS = ("stay", "east", "north-east", "north", "north-west", "west", "south-west", "south", "south-east")
 
 
 class Fields(eqx.Module):
@@ -57,7 +57,7 @@ class Pursuit(AbstractRules):
 
     Config = PursuitConfig
     kinds = ("scout", "hunter", "prey")
-    actions: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(("scout", "hunter", "prey"), DIRECTIONS)
+    actions: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(("scout", "hunter", "prey"), MOVES)
     success = "caught_share"
     headline = "caught"
 
@@ -295,7 +295,7 @@ class Pursuit(AbstractRules):
             own=jnp.where(acts[:, None], self._own(world), 0.0),
             kind=jnp.where(acts, entities.kind, 0),
             alive=acts,
-            action_mask=jnp.broadcast_to(acts[:, None], (self.n_slots, self.n_controls or self.n_actions)),
+            action_mask=jnp.broadcast_to(acts[:, None], (self.n_slots, self.n_actions)),
         )
 
     def _cell(self, entities: Entities) -> Int[Array, "n 2"]:

@@ -5,36 +5,27 @@ from typing import Literal
 
 import pydantic
 
+from scenarios.tables import Amount, Positive, SpaceTable
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.search import SearchTable
 
-Positive = pydantic.Field(gt=0.0)
-Amount = pydantic.Field(ge=0.0)
 
-
-class WorldTable(Table):
+class WorldTable(SpaceTable):
     """Table `world`."""
 
     size: tuple[float, float]
     edge: Literal["walled", "periodic"]
     obstacles: int = pydantic.Field(ge=0)
     obstacle_radius: tuple[float, float]
-    steps: int = pydantic.Field(ge=1)
-    time_step: float = Positive
     control: Literal["discrete", "continuous"]
     prey: Literal["scripted", "acting"]
     respawn: bool
-    raster: tuple[int, int]
 
     @pydantic.model_validator(mode="after")
-    def _sizes(self) -> "WorldTable":
-        if min(self.size) <= 0:
-            raise ValueError(f"size = {list(self.size)}: both sides must be longer than 0")
+    def _radii(self) -> "WorldTable":
         least, greatest = self.obstacle_radius
         if not 0 < least <= greatest:
             raise ValueError(f"obstacle_radius = {[least, greatest]}: expected 0 < least <= greatest")
-        if not all(4 <= cells <= 128 for cells in self.raster):
-            raise ValueError(f"raster = {list(self.raster)}: from 4 to 128 cells a side")
         return self
 
     @property

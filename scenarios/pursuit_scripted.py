@@ -1,12 +1,12 @@
 """The scripted policy of pursuit, for both sides."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Key
 
+from scenarios.compass import move_towards
 from scenarios.pursuit import PREY, Pursuit
 from scenarios.pursuit_steering import chase
 from swarm.scenario import AbstractPolicy, Action, Observation, World
-from swarm.vectors import norm
 
 
 class Scripted(AbstractPolicy):
@@ -22,10 +22,4 @@ class Scripted(AbstractPolicy):
         wanted = chase(entities, rules.look(entities), rules.surfaces(world), speed, time)
         if rules.prey_acts:
             wanted = jnp.where((entities.kind == PREY)[:, None], rules.flee(world), wanted)
-        return wanted if rules.n_controls else nearest_direction(wanted)
-
-
-def nearest_direction(wanted: Float[Array, "n 2"]) -> Int[Array, " n"]:
-    """The action that comes nearest to a direction; stay where it is shorter than a quarter."""
-    eighth = jnp.round(jnp.arctan2(wanted[:, 1], wanted[:, 0]) / (0.25 * jnp.pi)).astype(jnp.int32)
-    return jnp.where(norm(wanted) < 0.25, 0, 1 + eighth % 8)
+        return wanted if rules.n_controls else move_towards(wanted, nearer_than=0.25)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from scenarios.tables import Positive, SpaceTable
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AllPairs
@@ -15,28 +16,16 @@ from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, O
 from swarm.space import Open
 from swarm.vectors import norm
 
-Positive = pydantic.Field(gt=0.0)
 # Beyond so many margins the contact force is 0 in single precision.
 REACH = 100.0
 
 
-class WorldTable(Table):
+class WorldTable(SpaceTable):
     """Table `world`."""
 
     size: tuple[float, float]
-    steps: int = pydantic.Field(ge=1)
-    time_step: float = Positive
     landmarks: int = pydantic.Field(ge=1)
     control: Literal["discrete", "continuous"]
-    raster: tuple[int, int]
-
-    @pydantic.model_validator(mode="after")
-    def _positive(self) -> "WorldTable":
-        if min(self.size) <= 0:
-            raise ValueError(f"size = {list(self.size)}: both sides must be longer than 0")
-        if not all(4 <= cells <= 128 for cells in self.raster):
-            raise ValueError(f"raster = {list(self.raster)}: from 4 to 128 cells a side")
-        return self
 
 
 class AgentTable(Population):
@@ -261,7 +250,7 @@ class Spread(AbstractRules):
             own=jnp.where(alive[:, None], self._own(world), 0.0),
             kind=jnp.zeros(self.n_slots, jnp.int32),
             alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, self.n_controls or self.n_actions)),
+            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, self.n_actions)),
         )
 
     def _cell(self, position: Float[Array, "m 2"]) -> Int[Array, "m 2"]:

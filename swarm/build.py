@@ -19,20 +19,26 @@ def build_simulator(scenario: Scenario) -> Simulator:
     rules = scenario.rules_class.from_config(scenario.config)
     groups = dict(scenario.config.groups)
     levels = groups.pop("levels", None)
-    where = f"{scenario.source}: groups"
+    where = f"{scenario.place('groups.levels')}: groups.levels = {levels!r}"
     if not (isinstance(levels, list) and levels and all(isinstance(level, str) for level in levels)):
-        raise ConfigError(f'{where}.levels = {levels!r}: expected a list of names, like ["unit", "crew", "team"]')
+        raise ConfigError(f'{where}: expected a list of names, like ["unit", "crew", "team"]')
     if len(set(levels)) != len(levels):
-        raise ConfigError(f"{where}.levels = {levels!r}: each level needs a name of its own")
+        raise ConfigError(f"{where}: each level needs a name of its own")
     for name in groups:
         if name not in levels[1:]:
-            raise ConfigError(f"{where}: unknown key {name!r}{nearest(name, levels[1:] or ['levels'])}")
-    rules_of_levels = [groups.get(level, level) for level in levels[1:]]
+            hint = nearest(name, levels[1:] or ["levels"])
+            raise ConfigError(f"{_place_of_level(scenario, name)}: groups: unknown key {name!r}{hint}")
     groupings = tuple(
-        grouping_of(rules, rule, where=f"{where}.{level}")
-        for level, rule in zip(levels[1:], rules_of_levels, strict=True)
+        grouping_of(rules, groups.get(level, level), where=f"{_place_of_level(scenario, level)}: groups.{level}")
+        for level in levels[1:]
     )
     return Simulator(rules, groupings, tuple(levels), jnp.int32(scenario.config.world.steps))
+
+
+def _place_of_level(scenario: Scenario, level: str) -> str:
+    """Where a level comes from: its rule or, where that is the file's own, the list of levels."""
+    place = scenario.place(f"groups.{level}")
+    return scenario.place("groups.levels") if place == scenario.source else place
 
 
 def grouping_of(rules: Any, text: Any, *, where: str) -> AbstractGrouping:

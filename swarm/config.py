@@ -49,13 +49,31 @@ class ScenarioConfig(Table):
     training: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
+COMMAND_LINE = "command line"
+
+
 class Scenario(NamedTuple):
-    """A scenario file, read and validated."""
+    """A scenario file, read and validated.
+
+    Attributes:
+        name: of the scenario.
+        source: the file, as errors name it.
+        config: its values, validated, with overrides.
+        rules_class: the class of its rules.
+        own: the file's table without overrides; None where there are none.
+    """
 
     name: str
     source: str
     config: Any
     rules_class: Any
+    own: Mapping[str, Any] | None = None
+
+    def place(self, key: str) -> str:
+        """Where the value of a dotted key comes from, for the message of an error: the file, or the command line."""
+        if self.own is None or _value_at(self.own, key) == _value_at(self.resolved(), key):
+            return self.source
+        return COMMAND_LINE
 
     def simulator(self) -> "Simulator":
         """Build the simulator (imports jax)."""
@@ -95,13 +113,15 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scen
     """Read and validate a scenario file; arguments and errors as for `make`."""
     name, label, text = _find(str(source))
     table = parse_toml(text, label)
+    own = parse_toml(text, label) if overrides else None
     for key, value in (overrides or {}).items():
         set_dotted(table, key, value)
     rules = table.get("rules")
+    of_rules = COMMAND_LINE if own is not None and own.get("rules") != rules else label
     if not isinstance(rules, str):
-        raise ConfigError(f'{label}: rules: expected "module:Class", got {rules!r}; see scenarios/outpost.toml')
-    rules_class = _import_rules(rules, label)
-    return Scenario(name, label, validate(rules_class.Config, table, label), rules_class)
+        raise ConfigError(f'{of_rules}: rules: expected "module:Class", got {rules!r}; see scenarios/outpost.toml')
+    rules_class = _import_rules(rules, of_rules)
+    return Scenario(name, label, validate(rules_class.Config, table, label, own), rules_class, own)
 
 
 def _find(source: str) -> tuple[str, str, str]:
@@ -162,7 +182,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not all(key.split(".")):
-            raise ConfigError(f"command line: {word!r}: expected key=value, like population.heavy.capacity=64")
+            raise ConfigError(f"{COMMAND_LINE}: {word!r}: expected key=value, like population.heavy.capacity=64")
         try:
             overrides[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
@@ -177,12 +197,21 @@ def set_dotted(table: dict[str, Any], key: str, value: Any) -> None:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
             inside = ".".join(parents[: position + 1])
-            raise ConfigError(f"command line: {key}: {inside} is a value, not a table")
+            raise ConfigError(f"{COMMAND_LINE}: {key}: {inside} is a value, not a table")
     table[last] = value
 
 
-def validate(model: type[Table], table: Mapping[str, Any], label: str) -> Any:
-    """Validate a table; the first problem becomes one line with file, key, value, expectation and nearest key.
+def validate(
+    model: type[Table], table: Mapping[str, Any], label: str, own: Mapping[str, Any] | None = None, prefix: str = ""
+) -> Any:
+    """Validate a table; the first problem becomes one line with place, key, value, expectation and nearest key.
+
+    Args:
+        model: what the table should be.
+        table: the values.
+        label: the file, as the error names it.
+        own: the file's own values where some were overridden: a problem that these have not is the command line's.
+        prefix: stands between place and problem.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value is wrong.
@@ -190,10 +219,26 @@ def validate(model: type[Table], table: Mapping[str, Any], label: str) -> Any:
     try:
         return model.model_validate(table)
     except pydantic.ValidationError as error:
-        problems = error.errors()
-        first = _explain(model, problems[0])
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(f"{label}: {first}{more}") from None
+        problems = _problems(model, error)
+    if own is not None:
+        try:
+            model.model_validate(own)
+            label = COMMAND_LINE
+        except pydantic.ValidationError as error:
+            label = label if problems[0] in _problems(model, error) else COMMAND_LINE
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    raise ConfigError(f"{label}: {prefix}{problems[0]}{more}")
+
+
+def _problems(model: type[Table], error: pydantic.ValidationError) -> list[str]:
+    return [_explain(model, problem) for problem in error.errors()]
+
+
+def _value_at(table: Any, key: str) -> Any:
+    """A value by its dotted key; None where there is none."""
+    for name in key.split("."):
+        table = table.get(name) if isinstance(table, Mapping) else None
+    return table
 
 
 def _explain(model: type[Table], problem: Any) -> str:

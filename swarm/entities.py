@@ -97,12 +97,14 @@ def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
     Returns:
         The population, and how many wanted entities found no slot.
     """
-    n, free = entities.n_slots, ~entities.alive
-    wanted_rank = jnp.cumsum(births.wanted, dtype=jnp.int32) - 1
+    # Where both are known beforehand, at a reset, the compiler would count the ranks itself, which takes it seconds.
+    alive, wanted = jax.lax.optimization_barrier((entities.alive, births.wanted))
+    n, free = entities.n_slots, ~alive
+    wanted_rank = jnp.cumsum(wanted, dtype=jnp.int32) - 1
     free_rank = jnp.cumsum(free, dtype=jnp.int32) - 1
     n_free = jnp.sum(free, dtype=jnp.int32)
     slot_of_rank = jnp.full(n, n, jnp.int32).at[jnp.where(free, free_rank, n)].set(jnp.arange(n), mode="drop")
-    served = births.wanted & (wanted_rank < n_free)
+    served = wanted & (wanted_rank < n_free)
     slot = jnp.where(served, slot_of_rank[jnp.clip(wanted_rank, 0, n - 1)], n)
 
     builder = jnp.full_like(births.kind, -1) if births.builder is None else births.builder
@@ -111,7 +113,7 @@ def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
         return old.at[slot].set(new, mode="drop")
 
     population = Entities(
-        alive=put(entities.alive, served),
+        alive=put(alive, served),
         uid=put(entities.uid, entities.next_uid + wanted_rank),
         kind=put(entities.kind, births.kind),
         team=put(entities.team, births.team),
@@ -122,4 +124,4 @@ def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
         next_uid=entities.next_uid + jnp.sum(served, dtype=jnp.int32),
         builder=None if entities.builder is None else put(entities.builder, builder),
     )
-    return population, jnp.sum(births.wanted & ~served, dtype=jnp.int32)
+    return population, jnp.sum(wanted & ~served, dtype=jnp.int32)

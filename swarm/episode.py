@@ -183,18 +183,20 @@ def _cut(
 
 
 def _faults(chunk: Chunk) -> list[Fault]:
-    """The first step, world and entity for each bit that was not set before the chunk."""
-    status = np.asarray(chunk.worlds.status)
+    """The first step, world and entity for each bit that was not set before the chunk; at step 0 those of the reset."""
+    status, of_reset = np.asarray(chunk.worlds.status), np.asarray(chunk.first.step) == 0
     happened = np.arange(len(status))[:, None] < chunk.length[None]
-    raised = np.where(happened, status & ~np.asarray(chunk.first.status)[None], 0)
+    known = np.where(of_reset, 0, chunk.first.status)
+    raised = np.where(happened, status & ~known[None], 0)
     faults = []
     for bit in Status:
         places = np.argwhere(raised & bit)
         if len(places):
             t, number = (int(i) for i in places[0])
-            world = chunk.world(t, number)
+            at_reset = of_reset[number] and bit & int(chunk.first.status[number])
+            step = 0 if at_reset else int(chunk.worlds.step[t, number])
             label = number if len(chunk.length) > 1 else None
-            faults.append(Fault(bit, int(world.step), _offender(chunk, bit, t, number), label))
+            faults.append(Fault(bit, step, _offender(chunk, bit, t, number), label))
     return faults
 
 
@@ -218,7 +220,7 @@ def _offender(chunk: Chunk, bit: Status, t: int, number: int) -> int | None:
 
 def _crowd(chunk: Chunk, fault: Fault) -> dict[str, int]:
     """The most entities of a kind that a team had just before and after a fault."""
-    t = fault.step - 1 - int(np.asarray(chunk.first.step)[0])
+    t = max(fault.step - 1 - int(np.asarray(chunk.first.step)[0]), 0)
     after = jax.tree.map(lambda x: x[t], chunk.worlds)
     kinds = chunk.simulator.rules.kinds
     counts = [crowding(worlds.entities, kinds) for worlds in (_before(chunk, t), after)]

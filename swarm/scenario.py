@@ -54,7 +54,8 @@ class Observation(eqx.Module):
         own: its own features; 0 for dead slots.
         kind: its kind.
         alive: whether the slot holds an entity that acts.
-        action_mask: legal actions; at least one where alive (of each choice, side by side, where there are several).
+        action_mask: legal actions, at least one where alive (of each choice, side by side, where there are several);
+            with `n_controls`, a column per command, all True where alive.
     """
 
     maps: Float[Array, "m h w c"] | None
@@ -218,8 +219,8 @@ class AbstractRules(eqx.Module):
 
     @property
     def n_actions(self) -> int:
-        """Width of the action mask."""
-        return max(len(names) for names in self.actions.values())
+        """Width of the action mask: the number of actions, or with continuous control of commands."""
+        return self.n_controls or max(len(names) for names in self.actions.values())
 
     @property
     def n_controls(self) -> int:
@@ -245,8 +246,8 @@ class AbstractRules(eqx.Module):
         """Build the rules from the validated scenario file."""
 
     @abc.abstractmethod
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Any]:
-        """Return the population and the fields of a new episode."""
+    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Any] | tuple[Entities, Any, Int[Array, ""]]:
+        """Return the population and the fields of a new episode, and the bits of `Outcome.status`, if any."""
 
     @abc.abstractmethod
     def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Any, Outcome]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from swarm.entities import Entities, spawn
 from swarm.grouping import AbstractGrouping
-from swarm.hierarchy import form, regroup
+from swarm.hierarchy import Hierarchy, form, regroup
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, TimeStep, World
 from swarm.status import Status
 
@@ -39,10 +39,11 @@ class Simulator(eqx.Module):
     def reset(self, key: Key[Array, ""]) -> tuple[World, TimeStep]:
         """Start an episode; all of it follows from the key and the actions."""
         map_key, episode_key = jax.random.split(key)
-        entities, fields = self.rules.reset(map_key)
+        entities, fields, *raised = self.rules.reset(map_key)
         hierarchy = form(self.levels, self.groupings, entities)
+        status = functools.reduce(jnp.bitwise_or, raised, visible_status(entities, hierarchy))
         zero = jnp.int32(0)
-        world = World(entities, hierarchy, fields, episode_key, zero, zero, zero)
+        world = World(entities, hierarchy, fields, episode_key, zero, status, zero)
         nobody, never = jnp.zeros_like(entities.alive), jnp.zeros((), bool)
         reward = jnp.zeros(entities.n_slots)
         return world, TimeStep(self.rules.observe(world), reward, nobody, nobody, nobody, never, never)
@@ -59,17 +60,11 @@ class Simulator(eqx.Module):
         if outcome.births is not None:
             entities, n_overflow = spawn(entities, outcome.births)
             n_refused = n_refused + n_overflow
-        raised = {
-            Status.ENTITIES_FULL: n_refused > 0,
-            Status.NON_FINITE: jnp.any(entities.alive & ~finite(entities)),
-            Status.BAD_ACTION: jnp.any(before & bad),
-        }
-        status = world.status | outcome.status
         hierarchy = world.hierarchy if outcome.hierarchy is None else outcome.hierarchy
         hierarchy = regroup(hierarchy, self.groupings, entities)
-        raised[Status.GROUPS_FULL] = functools.reduce(jnp.logical_or, [n > 0 for n in hierarchy.overflow], False)
-        for bit, happened in raised.items():
-            status = status | jnp.where(happened, bit, 0)
+        status = world.status | outcome.status | visible_status(entities, hierarchy)
+        status = status | jnp.where(n_refused > 0, Status.ENTITIES_FULL, 0)
+        status = status | jnp.where(jnp.any(before & bad), Status.BAD_ACTION, 0)
         world = World(entities, hierarchy, fields, world.key, world.step + 1, status, world.n_overflow + n_refused)
         world_terminated = self.rules.ended(world)
         world_truncated = ~world_terminated & (world.step >= self.max_steps)
@@ -130,6 +125,13 @@ def finite(entities: Entities) -> Bool[Array, " n"]:
     vectors = (entities.position, entities.velocity, entities.stores)
     checks = [jnp.all(jnp.isfinite(vector), axis=1) for vector in vectors]
     return checks[0] & checks[1] & checks[2] & jnp.isfinite(entities.heading)
+
+
+def visible_status(entities: Entities, hierarchy: Hierarchy) -> Int[Array, ""]:
+    """Status bits that can be read off a population and its groups."""
+    lost = jnp.any(entities.alive & ~finite(entities))
+    full = functools.reduce(jnp.logical_or, [n > 0 for n in hierarchy.overflow], jnp.zeros((), bool))
+    return jnp.where(lost, jnp.int32(Status.NON_FINITE), 0) | jnp.where(full, jnp.int32(Status.GROUPS_FULL), 0)
 
 
 def for_each_marked(function: Any, marked: Bool[Array, " b"], carry: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ import abc
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -50,13 +51,22 @@ class AbstractSpace(eqx.Module):
         return length([self.displacement(a, b)[..., axis] for axis in range(self.n_dimensions)])
 
 
+@jax.custom_jvp
 def rounded(product: Float[Array, "*v"]) -> Float[Array, "*v"]:
     """The same number, rounded before it is added to another product.
 
     Of a * b + c * d the compiler may fuse either product with the sum (multiply-add, which rounds once), and it chooses
-    differently alone and in a batch. It does not see through this selection.
+    differently alone and in a batch. It does not see through this minimum of bit patterns, which spares all but one
+    NaN; a selection of what equals itself it does see through where it knows the factors, as of random draws.
     """
-    return jnp.where(product == product, product, jnp.nan)
+    whole = jnp.dtype(f"int{8 * product.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(product, whole)
+    return jax.lax.bitcast_convert_type(jnp.minimum(bits, jnp.iinfo(whole).max - 1), product.dtype)
+
+
+@rounded.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return rounded(*primals), tangents[0]
 
 
 def length(components: list[Float[Array, "*v"]]) -> Float[Array, "*v"]:

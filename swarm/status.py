@@ -32,7 +32,7 @@ class Fault(NamedTuple):
 
     Attributes:
         bit: which one.
-        step: number of the step, from 1.
+        step: number of the step, from 1; 0: by the reset.
         uid: the offender, the first by slot; None where the bit concerns no single entity.
         world: number of the world in its batch; None where there is but one.
     """

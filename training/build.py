@@ -34,7 +34,7 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
             f"--devices {n_devices} does not divide training.worlds = {config.worlds}; change one of them"
         )
     simulator = scenario.simulator()
-    where = f"{scenario.source}: training.credit.grouping"
+    where = f"{scenario.place('training.credit.grouping')}: training.credit.grouping"
     grouping = group_by(
         config.credit.grouping,
         simulator.levels,
@@ -51,7 +51,7 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
 
 def build_teams(scenario: Scenario, config: TrainingConfig, simulator: Simulator) -> Teams:
     """Find out who acts for each team."""
-    where = f"{scenario.source}: training.teams"
+    where = f"{scenario.place('training.teams')}: training.teams"
 
     def frozen(name: str) -> AbstractPolicy:
         if not (Path(name) / "run.json").is_file():

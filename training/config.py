@@ -1,6 +1,7 @@
 """Settings of the learner: recipes and their validation. Nothing here imports jax."""
 
 import importlib.resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -154,25 +155,22 @@ def load_training(scenario: Scenario) -> TrainingConfig:
     Raises:
         ConfigError: no such recipe, or a key or value of it is wrong.
     """
-    own = dict(scenario.config.training)
-    recipe = own.pop("recipe", "mppo")
+    values = dict(scenario.config.training)
+    recipe = values.pop("recipe", "mppo")
     if isinstance(recipe, str) and recipe.endswith(".toml"):
         table = parse_toml(read_text(Path(recipe)), recipe)
     elif recipe in recipe_names():
         table = parse_toml((_recipes() / f"{recipe}.toml").read_text("utf-8"), recipe)
     else:
         hint = nearest(str(recipe), recipe_names())
-        raise ConfigError(f"{scenario.source}: training.recipe = {recipe!r}: no such recipe{hint}")
-    merged = _merge(table, own, f"{scenario.source}: training") | {"recipe": recipe}
-    return validate(TrainingConfig, merged, f"{scenario.source}: training")
+        raise ConfigError(f"{scenario.place('training.recipe')}: training.recipe = {recipe!r}: no such recipe{hint}")
+    table["recipe"] = recipe
+    own = None if scenario.own is None else _merge(table, scenario.own.get("training", {}))
+    return validate(TrainingConfig, _merge(table, values), scenario.source, own, prefix="training: ")
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(base.get(key), dict):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{where}.{key} = {value!r}: expected a table")
-            value = _merge(base[key], value, f"{where}.{key}")
-        merged[key] = value
-    return merged
+def _merge(base: Any, over: Any) -> Any:
+    """Put values over others, table by table."""
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+        return over
+    return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}

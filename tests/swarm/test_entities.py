@@ -1,5 +1,6 @@
 """The population against a list of slots kept by hand: who gets which slot and which identity."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +110,16 @@ def test_any_sequence_of_births_and_deaths_follows_the_list_of_slots(n_slots, ro
         assert all(slot_of.setdefault(uid, slot) == slot for uid, slot in living.items())
         assert living == {uid: slot for slot, uid in enumerate(slots) if uid is not None}
         assert all(float(entities.heading[slot]) == heading_of[uid] for uid, slot in living.items())
+
+
+def test_births_can_be_differentiated_in_a_compiled_batch():
+    def placed(position):
+        births = eqx.tree_at(lambda b: b.position, requests([True] * 4), position)
+        return jnp.sum(jnp.square(spawn(Entities.empty(3, 2, 1), births)[0].position))
+
+    batch = jnp.arange(16.0).reshape(2, 4, 2)
+    expected = 2 * np.where(np.arange(4)[None, :, None] < 3, batch, 0.0)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(jax.grad(placed)))(batch), expected)
 
 
 def test_random_keys_depend_on_the_identity_alone():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from colony import Colony, Wander
 
-from swarm import load
+from swarm import RandomPolicy, load, make
 from swarm.entities import Entities
 from swarm.episode import play
 from swarm.regrow import crowding, enlarge, migrate
@@ -16,6 +16,8 @@ from swarm.status import Fault, Status, explain
 
 ROOMY = {"world.room": 64, "population.worker.capacity": 64}
 N_STEPS = 16
+
+reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key)[0])
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,34 @@ def test_the_first_state_that_is_lost_is_named_with_its_world(path):
     assert [fault for c in chunks for fault in c.faults] == [Fault(Status.NON_FINITE, 9, 4, 0)]
     assert "NON_FINITE at step 9, world 0, uid 4: " in explain(2, chunks[1].faults)[0]
     assert explain(2)[0].startswith("NON_FINITE: ")
+
+
+FLOCK = {"population.bird.capacity": 40, "population.bird.initial": 30, "world.size": [9.0, 9.0]}
+FLOCK |= {"groups": {"levels": ["bird", "flock"], "flock": "fixed:4,5"}, "search.backend": "cell_grid"}
+
+
+def test_what_a_reset_finds_no_room_for_is_a_fault_at_step_0_and_grows():
+    scenario = load("flocking", FLOCK)
+    simulator = scenario.simulator()
+    policy = RandomPolicy()
+    (chunk,) = play(simulator, policy, jax.random.key(0), 2)
+    assert int(chunk.first.status[0]) == Status.GROUPS_FULL
+    assert chunk.faults == (Fault(Status.GROUPS_FULL, 0),)
+    (chunk,) = play(simulator, policy, jax.random.key(0), 2, scenario=scenario)
+    assert chunk.grown == ("groups.flock fixed:4,5 -> fixed:4,10 at step 0",)
+    assert chunk.faults == ()
+    assert not chunk.worlds.status.any()
+
+
+def test_a_reset_tells_what_its_rules_and_the_state_tell():
+    simulator = make("flocking", FLOCK | {"groups.flock": "fixed:4,10"})
+    for where, number, bit in (
+        (lambda s: s.max_steps, 3, 0),
+        (lambda s: s.rules.search.radius, 8.0, Status.NEIGHBORS_FULL),  # beyond what its cells are made for
+        (lambda s: s.rules.speed, np.nan, Status.NON_FINITE),
+    ):
+        spoilt = eqx.tree_at(where, simulator, jnp.asarray(number, where(simulator).dtype))
+        assert int(reset(spoilt, jax.random.key(0)).status) == bit
 
 
 def test_actions_that_no_rules_could_carry_out_are_replaced():

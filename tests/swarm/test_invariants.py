@@ -84,12 +84,14 @@ CASES = {
     "outpost, 2 teams": ("outpost", OUTPOST | {"world.teams": 2}),
     "flocking": ("flocking", FLOCKING),
     "flocking, cell grid": ("flocking", FLOCKING | {"search.backend": "cell_grid", "search.room": 4}),
-    "flocking, 3D": ("flocking", FLOCKING | {"world.size": [6.0, 6.0, 6.0]}),
+    "flocking, 3D": ("flocking", FLOCKING | {"world.size": [6.0, 6.0, 6.0], "world.control": "continuous"}),
     "vicsek": ("vicsek", FLOCKING),
+    "vicsek, 3D": ("vicsek", FLOCKING | {"world.size": [6.0, 6.0, 6.0]}),
     "battle": ("battle", BATTLE),
     "spread": ("spread", SPREAD),
     "pursuit": ("pursuit", PURSUIT),
 }
+BROAD = ["outpost, 2 teams", "flocking, cell grid", "battle", "pursuit"]
 
 
 class Case(NamedTuple):
@@ -114,18 +116,24 @@ def case(request):
     return built(request.param)
 
 
-@pytest.fixture(scope="module", params=["outpost, 2 teams", "flocking, cell grid", "battle", "pursuit"])
+@pytest.fixture(scope="module", params=BROAD)
 def broad_case(request):
     """For claims that need compilations of their own, which a second outpost would repeat to no purpose."""
     return built(request.param)
 
 
+def _policy(rules):
+    """The random one; of Vicsek's birds their own, which is random, too."""
+    is_vicsek = getattr(rules, "scripted", None) == "vicsek"
+    return rules.scripted_policy() if is_vicsek else RandomPolicy(rules.n_controls)
+
+
 def _play(simulator, world, timestep, key):
-    """A short segment of an episode under the random policy, with all that happened."""
+    """A short segment of an episode, with all that happened."""
 
     def body(carry, step_key):
         world, timestep = carry
-        action = RandomPolicy(simulator.rules.n_controls)(world, timestep.observation, step_key)
+        action = _policy(simulator.rules)(world, timestep.observation, step_key)
         carry = simulator.step(world, action)
         return carry, (*carry, action)
 
@@ -219,11 +227,28 @@ def test_something_happens_in_the_episodes_compared(case):
     assert len(np.unique(action)) > 3
     assert np.abs(timestep.reward).sum() > 0 or case.has_births
     assert (world.n_overflow == 0).all()
+    mask = timestep.observation.action_mask
+    assert mask.shape[2] == case.simulator.rules.n_actions
+    assert mask.any(axis=2)[timestep.observation.alive].all()
+    if case.simulator.rules.n_controls:
+        np.testing.assert_array_equal(mask.all(axis=2), timestep.observation.alive)
     if case.has_births:
         n_initial = int(episode(case.simulator)[0][0].entities.next_uid)
         assert world.entities.next_uid[-1] > n_initial + 2
         assert timestep.terminated.any()
         assert world.entities.next_uid[-1] > world.entities.next_uid[SEGMENT]  # later births, too
+
+
+@pytest.mark.parametrize("control", ["discrete", "continuous"])
+@pytest.mark.parametrize(("name", "n_controls"), [("spread", 2), ("pursuit", 2), ("flocking", 1), ("flocking, 3D", 2)])
+def test_the_mask_has_a_column_for_each_action_or_command(name, n_controls, control):
+    scenario, overrides = CASES[name]
+    simulator = make(scenario, overrides | {"world.control": control})
+    world, timestep = eqx.filter_eval_shape(simulator.reset, jax.random.key(0))
+    n_actions = max(len(names) for names in simulator.rules.actions.values())
+    assert simulator.rules.n_controls == (n_controls if control == "continuous" else 0)
+    assert simulator.rules.n_actions == (n_controls if control == "continuous" else n_actions)
+    assert timestep.observation.action_mask.shape == (world.entities.n_slots, simulator.rules.n_actions)
 
 
 def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
@@ -240,8 +265,9 @@ def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
     np.testing.assert_allclose(small[1].reward, roomy[1].reward[:, :n], rtol=1e-5, atol=1e-5)
 
 
-def test_a_world_alone_is_the_world_in_a_batch(broad_case):
-    simulator = broad_case.simulator
+@pytest.mark.parametrize("name", [*BROAD, "flocking, 3D", "vicsek, 3D"])
+def test_a_world_alone_is_the_world_in_a_batch(name):
+    simulator = built(name).simulator
     worlds, timesteps = reset_batch(simulator, RESET_KEYS)
     keys = jax.vmap(lambda key: jax.random.split(key, N_STEPS // SEGMENT))(PLAY_KEYS)
     start, segments = (worlds, timesteps), []

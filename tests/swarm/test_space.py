@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarm.space import Open, Periodic, Walled
+from swarm.space import Open, Periodic, Walled, rounded, square_length
 
 fixed = settings(deadline=None, derandomize=True, max_examples=40)
 SIZE = np.asarray([5.0, 3.0], np.float32)
@@ -29,6 +29,22 @@ def test_displacement_is_the_shortest_of_all_ways_round(a, b):
     # It leads to b, up to whole turns.
     turns = (a + way - b) / SIZE
     np.testing.assert_allclose(turns, np.round(turns), atol=1e-5)
+
+
+def test_rounding_changes_no_number_and_no_gradient():
+    numbers = np.asarray([0.0, -0.0, 1.5, -2e-38, 3e38, np.inf, -np.inf, np.nan, -np.nan], np.float32)
+    same = np.asarray(jax.jit(rounded)(numbers))
+    np.testing.assert_array_equal(same.view(np.int32), numbers.view(np.int32))
+    np.testing.assert_array_equal(jax.vmap(jax.grad(rounded))(jnp.asarray(numbers[:5])), np.ones(5))
+
+
+def test_sums_of_products_are_not_fused_whatever_the_compiler_knows_of_the_factors():
+    def square(key):
+        x, y = jax.random.uniform(key, (2, 1000), minval=-1.0)
+        return x, y, square_length([x, y])
+
+    x, y, total = (np.asarray(v) for v in jax.jit(square)(jax.random.key(0)))
+    np.testing.assert_array_equal(total, x * x + y * y)
 
 
 wrap = jax.jit(lambda p: BOX.confine(p, jnp.zeros_like(p))[0])
