@@ -362,8 +362,13 @@ class CellGridNeighbors(Neighbors):
         row = jnp.stack([column[rank] for column in self.position.T], axis=-1)
         seen = jax.vmap(self._look, in_axes=(0, None))(_Candidate(number, row, labels), among)
         span = 2.0 ** (32 - self._bits)
-        largest = np.nextafter(np.float32(span), np.float32(0.0))
-        rounded = jnp.minimum(seen.square * (span / jnp.square(self.search.radius)), largest).astype(jnp.uint32)
+        # Below what stands for nobody by more than one.
+        largest = np.nextafter(np.float32(span - 1.0), np.float32(0.0))
+        rounded = (
+            jnp.minimum(seen.square * (span / jnp.square(self.search.radius)), largest)
+            .astype(jnp.int32)
+            .astype(jnp.uint32)
+        )
         return jnp.where(seen.near, (rounded << self._bits) | number.astype(jnp.uint32)[:, None, None], _NOBODY)
 
     def _decode(self, key: UInt[Array, "n k"]) -> Nearest:
@@ -438,12 +443,16 @@ class _Seen(NamedTuple):
 def _least(k: int, keys: UInt[Array, "w b m"]) -> UInt[Array, "k b m"]:
     """The k least of different keys in ascending order; the last one possible, which stands for nobody, may recur."""
 
-    def next_least(bound: Array, _: None) -> tuple[Array, Array]:
+    def raised(bound: Array, _: None) -> tuple[Array, Array]:
+        """One more than the least key that is not below a bound."""
         # Those below the bound wrap around, beyond all others. A reduction would be split, and be slower.
         least = functools.reduce(jnp.minimum, [row - bound for row in keys]) + bound
-        return jnp.where(least == _NOBODY, least, least + 1), least
+        # The old bound goes out: were it the new one, it would be computed twice.
+        return jnp.where(least == _NOBODY, least, least + 1), bound
 
-    return jax.lax.scan(next_least, jnp.zeros_like(keys[0]), None, length=k)[1]
+    last, bounds = jax.lax.scan(raised, jnp.zeros_like(keys[0]), None, length=k)
+    bounds = jnp.concatenate([bounds[1:], last[None]])
+    return jnp.where(bounds == _NOBODY, bounds, bounds - 1)
 
 
 def _sort(cell: Int[Array, " n"], n_cells: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
