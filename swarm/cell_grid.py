@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest, Neighbors, Pair
 from swarm.space import AbstractSpace, length, root, square_length
@@ -24,8 +24,10 @@ from swarm.space import AbstractSpace, length, root, square_length
 # Along the first axis cells are half as wide as along the others, which shortens the lists.
 REACH = 2
 _UNROLL = 4
-# Candidates that a step of a loop of open length handles; windows are multiples of it.
-CHUNK = 8
+# Candidates that a step of the search for the nearest handles at once, and for about how many blocks: what it looks at
+# again and again stays in the cache.
+_CHUNK = 32
+_PART = 192
 _NOBODY = np.uint32(0xFFFFFFFF)
 
 
@@ -79,6 +81,7 @@ class CellGrid(AbstractNeighborSearch):
             member=member,
             own=own,
             tiers=tiers,
+            runs=runs,
             n_candidates=n_candidates,
             place=jnp.zeros_like(order).at[order].set(by_length[blocks.number] * self.block + blocks.lane),
         )
@@ -92,6 +95,10 @@ class CellGrid(AbstractNeighborSearch):
     def n_rows(self) -> int:
         """Rows of cells along the first axis."""
         return self.n_cells // self.cells[0]
+
+    def n_parts(self, n_blocks: int) -> int:
+        """How many parts of the blocks take turns in the search for the nearest."""
+        return -(-n_blocks // _PART)
 
     def _reach(self) -> Float[Array, " d"]:
         """The widest radius for which the cells are right."""
@@ -112,9 +119,11 @@ class CellGrid(AbstractNeighborSearch):
         n, size, width = sorted_cell.shape[0], self.block, self.cells[0]
         row_start = start[::width]
         n_rows = row_start.shape[0] - 1
+        n_blocks = -(-n // size) + n_rows
+        n_blocks += -n_blocks % self.n_parts(n_blocks)
         blocks_before = jnp.cumsum((row_start[1:] - row_start[:-1] + size - 1) // size, dtype=jnp.int32)
         blocks_before = jnp.concatenate([jnp.zeros(1, jnp.int32), blocks_before])
-        number = jnp.arange(-(-n // size) + n_rows, dtype=jnp.int32)
+        number = jnp.arange(n_blocks, dtype=jnp.int32)
         # A row begins where its first block does; rows without entities have none.
         begins = jnp.where(blocks_before[1:] > blocks_before[:-1], blocks_before[:-1], number.shape[0])
         row = jnp.zeros_like(number).at[begins].max(jnp.arange(n_rows, dtype=jnp.int32), mode="drop")
@@ -173,15 +182,8 @@ class CellGrid(AbstractNeighborSearch):
         """Candidates of the blocks in each tier, as ranks; beyond the end of a list, anybody."""
         tiers, done = [], 0
         for window, size in zip(self.windows, self._sizes(runs.length.shape[1]), strict=True):
-            wanted = done + jnp.arange(window, dtype=jnp.int32)[:, None]
-            candidate, before = jnp.zeros((window, size), jnp.int32), jnp.zeros(size, jnp.int32)
-            for i in range(runs.length.shape[0]):
-                begin, count, row_start, row_end = (x[i, :size] for x in runs)
-                rank = begin[None] + wanted - before[None]
-                rank = jnp.where(rank >= row_end[None], rank - (row_end - row_start)[None], rank)
-                candidate = jnp.where(wanted >= before[None], rank, candidate)
-                before = before + count
-            tiers.append(jnp.clip(candidate, 0, n - 1))
+            number = done + jnp.arange(window, dtype=jnp.int32)[:, None]
+            tiers.append(_Runs(*[x[:, None, :size] for x in runs]).rank(number, n))
             done += window
         return tuple(tiers)
 
@@ -213,6 +215,16 @@ class _Runs(NamedTuple):
     row_start: Int[Array, "*r b"]
     row_end: Int[Array, "*r b"]
 
+    def rank(self, number: Int[Array, "..."], n: int) -> Int[Array, "..."]:
+        """Ranks, of n, of the candidates of some numbers; beyond the end of a list, anybody."""
+        rank, before = number, 0
+        for begin, count, row_start, row_end in zip(*self, strict=True):
+            here = begin + number - before
+            here = jnp.where(here >= row_end, here - (row_end - row_start), here)
+            rank = jnp.where(number >= before, here, rank)
+            before = before + count
+        return jnp.clip(rank, 0, n - 1)
+
 
 def _longest_first(blocks: _Blocks, runs: _Runs) -> tuple[Int[Array, "b m"], Int[Array, " b"], _Runs, Int[Array, " b"]]:
     """Members, list lengths and runs of the blocks in descending order of length, and the new place of each block."""
@@ -236,6 +248,7 @@ class CellGridNeighbors(Neighbors):
         member: ranks of each block's members; blocks by descending length of their lists.
         own: their numbers among the candidates; -1: not among them.
         tiers: ranks of the candidates, of all blocks, of the first quarter, and so on.
+        runs: where they come from.
         n_candidates: how many each block has.
         place: where each slot stands among the members of all blocks.
     """
@@ -249,6 +262,7 @@ class CellGridNeighbors(Neighbors):
     member: Int[Array, "b m"]
     own: Int[Array, "b m"]
     tiers: tuple[Int[Array, "_ _"], ...]
+    runs: "_Runs"
     n_candidates: Int[Array, " b"]
     place: Int[Array, " n"]
 
@@ -310,88 +324,71 @@ class CellGridNeighbors(Neighbors):
         return carry
 
     def nearest(self, k: int, among: Among | None = None) -> Nearest:
-        """Find the nearest of all candidates, then the nearest of those that come after it, and so on.
+        """Loop over chunks of candidates, part by part of the blocks, and keep the least keys.
 
         Squared distances in 32 - b bits and the candidate's number in the b others make one integer to minimise, which
         is exact to the rounding of a float at the radius.
         """
-        bits = max(1, (sum(self.search.windows) - 1).bit_length())
-        nobody = jnp.full(self.member.shape, _NOBODY)
-        scale = 2.0 ** (32 - bits) / jnp.square(jax.lax.stop_gradient(self.search.radius))
-        largest = np.nextafter(np.float32(2.0 ** (32 - bits)), np.float32(0.0))
-        listed = jax.lax.stop_gradient(self)._listed(self.position[:, :0], among, whole=False)
+        held, n_blocks = jax.lax.stop_gradient(self), self.member.shape[0]
+        n_listed = jnp.minimum(self.n_candidates, sum(self.search.windows))
+        runs = _Runs(*[jnp.moveaxis(x, 1, 0) for x in self.runs])
 
-        def next_nearest(bound: Array, _: None) -> tuple[Array, Array]:
-            """The least key that is not below a bound, and the bound above it."""
+        def least(blocks: tuple[Array, Array, Array, _Runs]) -> UInt[Array, "k b m"]:
+            member, own, n_candidates, runs = blocks
+            mine = (member, own, n_candidates, _Runs(*[x.T for x in runs]))
+            part = eqx.tree_at(lambda s: (s.member, s.own, s.n_candidates, s.runs), held, mine)
 
-            def closer(best: Array, seen: _Seen) -> Array:
-                rounded = jnp.minimum(seen.square * scale, largest).astype(jnp.uint32)
-                key = (rounded << bits) | seen.number.astype(jnp.uint32)
-                key = jnp.where(seen.near & (key >= bound[: key.shape[0]]), key, _NOBODY)
-                return jnp.minimum(best, key)
+            def body(i: Array, found: Array) -> Array:
+                return _least(k, jnp.concatenate([found, part._keys(i * _CHUNK, among)]))
 
-            best = self._while_candidates(closer, nobody, listed, among)
-            return jnp.where(best == _NOBODY, nobody, best + 1), best
+            # Lists come in descending order of length.
+            n_chunks = (n_candidates[0] + _CHUNK - 1) // _CHUNK
+            return jax.lax.fori_loop(0, n_chunks, body, jnp.full((k, *member.shape), _NOBODY))
 
-        _, keys = jax.lax.scan(next_nearest, jnp.zeros(self.member.shape, jnp.uint32), None, length=k)
-        key = keys.reshape(k, -1)[:, self.place].T
-        return self._decode(key, bits)
+        size = n_blocks // self.search.n_parts(n_blocks)
+        blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (self.member, self.own, n_listed, runs))
+        return self._decode(jnp.moveaxis(jax.lax.map(least, blocks), 1, 3).reshape(-1, k)[self.place])
 
-    def _decode(self, key: UInt[Array, "n k"], bits: int) -> Nearest:
+    @property
+    def _bits(self) -> int:
+        """For the number of a candidate."""
+        return max(1, (sum(self.search.windows) - 1).bit_length())
+
+    def _keys(self, first: Int[Array, ""], among: Among | None) -> UInt[Array, "w b m"]:
+        """Distance and number of the next candidates for each member of their blocks."""
+        number = first + jnp.arange(_CHUNK, dtype=jnp.int32)
+        rank = _Runs(*[x[:, None] for x in self.runs]).rank(number[:, None], self.alive.shape[0])
+        labels = [a.label[self.order][rank] for a in (self.among, among) if a is not None]
+        row = jnp.stack([column[rank] for column in self.position.T], axis=-1)
+        seen = jax.vmap(self._look, in_axes=(0, None))(_Candidate(number, row, labels), among)
+        span = 2.0 ** (32 - self._bits)
+        # Below what stands for nobody by more than one.
+        largest = np.nextafter(np.float32(span - 1.0), np.float32(0.0))
+        rounded = (
+            jnp.minimum(seen.square * (span / jnp.square(self.search.radius)), largest)
+            .astype(jnp.int32)
+            .astype(jnp.uint32)
+        )
+        return jnp.where(seen.near, (rounded << self._bits) | number.astype(jnp.uint32)[:, None, None], _NOBODY)
+
+    def _decode(self, key: UInt[Array, "n k"]) -> Nearest:
         valid = (key != _NOBODY) & self.alive[:, None]
-        number = jnp.where(valid, key & np.uint32((1 << bits) - 1), 0).astype(jnp.int32)
-        block, first = (self.place // self.member.shape[1])[:, None], 0
-        rank = jnp.zeros_like(number)
-        for tier in self.tiers:
-            within = jnp.clip(number - first, 0, tier.shape[0] - 1)
-            found = tier[within, jnp.minimum(block, tier.shape[1] - 1)]
-            rank = jnp.where(number >= first, found, rank)
-            first += tier.shape[0]
+        number = jnp.where(valid, key & np.uint32((1 << self._bits) - 1), 0).astype(jnp.int32)
+        block = self.place // self.member.shape[1]
+        rank = _Runs(*[x[:, block, None] for x in self.runs]).rank(number, self.alive.shape[0])
         here = jnp.zeros_like(self.position).at[self.order].set(self.position)
         space, there = self.search.space, self.position[rank]
         ways = [space.shortest(there[..., a] - here[:, None, a], a) for a in range(here.shape[1])]
         ways = [jnp.where(valid, way, 0.0) for way in ways]
         return Nearest(jnp.where(valid, self.order[rank], -1), length(ways), jnp.stack(ways, axis=-1))
 
-    def _while_candidates(
-        self,
-        operation: Callable[[Array, "_Seen"], Array],
-        carry: Shaped[Array, "b m"],
-        listed: list["_Candidate"],
-        among: Among | None,
-    ) -> Shaped[Array, "b m"]:
-        """The same up to the end of the longest list only; no gradient can pass a loop of open length."""
-        held = jax.lax.stop_gradient(self)
-        for tier, n_chunks in zip(listed, self._n_chunks(), strict=True):
-            size = tier.row.shape[1]
-
-            def body(i: Array, part: Array, tier: _Candidate = tier) -> Array:
-                chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * CHUNK, CHUNK), tier)
-                for j in range(CHUNK):
-                    part = operation(part, held._look(jax.tree.map(lambda x, j=j: x[j], chunk), among))
-                return part
-
-            carry = jnp.concatenate([jax.lax.fori_loop(0, n_chunks, body, carry[:size]), carry[size:]])
-        return carry
-
-    def _n_chunks(self) -> list[Int[Array, ""]]:
-        """Chunks of each tier up to the end of the longest list."""
-        windows = self.search.windows
-        done = np.cumsum((0, *windows[:-1]))
-        left = [jnp.clip(self.n_candidates[0] - d, 0, window) for d, window in zip(done, windows, strict=True)]
-        return [(n + CHUNK - 1) // CHUNK for n in left]
-
-    def _listed(self, shown: Float[Array, "n v"], among: Among | None, whole: bool = True) -> list["_Candidate"]:
-        """Gather what the candidates of each block show, once for all members; tier by tier.
-
-        Not `whole`: only up to the end of the longest list.
-        """
+    def _listed(self, shown: Float[Array, "n v"], among: Among | None) -> list["_Candidate"]:
+        """Gather what the candidates of each block show, once for all members; tier by tier."""
         rows, first, listed = jnp.concatenate([self.position, shown], axis=1), 0, []
         labels = [a.label[self.order] for a in (self.among, among) if a is not None]
-        for tier, n_chunks in zip(self.tiers, self._n_chunks(), strict=True):
+        for tier in self.tiers:
             number = first + jnp.arange(tier.shape[0], dtype=jnp.int32)
-            gathered = [_gather(x, tier, None if whole else n_chunks) for x in (rows, *labels)]
-            listed.append(_Candidate(number, gathered[0], gathered[1:]))
+            listed.append(_Candidate(number, rows[tier], [label[tier] for label in labels]))
             first += tier.shape[0]
         return listed
 
@@ -409,20 +406,6 @@ class CellGridNeighbors(Neighbors):
         for restriction, label in zip(restrictions, candidate.labels, strict=True):
             near = near & restriction.allows(restriction.label[self.order][member], label[:, None])
         return _Seen(near, ways, square, candidate.number, candidate.row[:, n_dimensions:])
-
-
-def _gather(
-    rows: Shaped[Array, "n *v"], tier: Int[Array, "w b"], n_chunks: Int[Array, ""] | None
-) -> Shaped[Array, "w b *v"]:
-    """Rows of the candidates; where a number of chunks is given, only of those, and 0 beyond."""
-    if n_chunks is None:
-        return rows[tier]
-
-    def fill(i: Array, gathered: Array) -> Array:
-        ranks = jax.lax.dynamic_slice_in_dim(tier, i * CHUNK, CHUNK)
-        return jax.lax.dynamic_update_slice_in_dim(gathered, rows[ranks], i * CHUNK, 0)
-
-    return jax.lax.fori_loop(0, n_chunks, fill, jnp.zeros((*tier.shape, *rows.shape[1:]), rows.dtype))
 
 
 class _Candidate(NamedTuple):
@@ -455,6 +438,21 @@ class _Seen(NamedTuple):
     square: Float[Array, "b m"]
     number: Int[Array, ""]
     theirs: Float[Array, "b v"]
+
+
+def _least(k: int, keys: UInt[Array, "w b m"]) -> UInt[Array, "k b m"]:
+    """The k least of different keys in ascending order; the last one possible, which stands for nobody, may recur."""
+
+    def raised(bound: Array, _: None) -> tuple[Array, Array]:
+        """One more than the least key that is not below a bound."""
+        # Those below the bound wrap around, beyond all others. A reduction would be split, and be slower.
+        least = functools.reduce(jnp.minimum, [row - bound for row in keys]) + bound
+        # The old bound goes out: were it the new one, it would be computed twice.
+        return jnp.where(least == _NOBODY, least, least + 1), bound
+
+    last, bounds = jax.lax.scan(raised, jnp.zeros_like(keys[0]), None, length=k)
+    bounds = jnp.concatenate([bounds[1:], last[None]])
+    return jnp.where(bounds == _NOBODY, bounds, bounds - 1)
 
 
 def _sort(cell: Int[Array, " n"], n_cells: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:

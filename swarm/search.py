@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 
-from swarm.cell_grid import CHUNK, REACH, CellGrid
+from swarm.cell_grid import REACH, CellGrid
 from swarm.config import Table
 from swarm.neighbors import AbstractNeighborSearch, AllPairs
 from swarm.space import AbstractSpace
@@ -17,6 +17,8 @@ Backend = Literal["auto", "all_pairs", "cell_grid"]
 # Below this many entities all pairs are faster (perf/test_neighbors.py).
 _ALL_PAIRS_BELOW = 192
 _BLOCK = 8
+# Windows are multiples of it.
+_MULTIPLE = 8
 
 
 class SearchTable(Table):
@@ -62,6 +64,6 @@ def _windows(cells: tuple[int, ...], n_slots: int, room: int) -> tuple[int, ...]
     span = min(_BLOCK / per_cell + 2 * REACH + 1, cells[0])
     mean = math.prod(min(n, 3) for n in cells[1:]) * span * per_cell
     first = room * (mean + mean**0.5)
-    bounds = [CHUNK * -(-min(int(part * first), n_slots) // CHUNK) for part in (1, 2, 5)]
+    bounds = [_MULTIPLE * -(-min(int(part * first), n_slots) // _MULTIPLE) for part in (1, 2, 5)]
     windows = np.diff([0, *bounds])
     return tuple(int(window) for window in windows if window > 0)
