@@ -20,7 +20,7 @@ from swarm.hierarchy import reduce_groups
 from training.losses import generalised_advantage
 
 # The command line stands above all packages: it may use any. `commands` holds what the commands share.
-COMMANDS = {"__main__", "commands", "evaluate", "simulate", "train"}
+COMMANDS = {"__main__", "commands", "evaluate", "plot", "simulate", "train"}
 
 
 def modules(package):
@@ -98,9 +98,9 @@ def test_swarm_refuses_wrong_shapes():
 
 def test_scenarios_refuse_wrong_shapes():
     seen = (jnp.zeros(3), jnp.zeros((3, 2)), jnp.zeros((3, 2)), jnp.zeros(3))
-    Fields(*seen, jnp.zeros((3, 2)), jnp.zeros((), bool))
+    Fields(*seen, jnp.zeros((3, 2)))
     with pytest.raises(TypeCheckError):
-        Fields(*seen, jnp.zeros((3, 3)), jnp.zeros((), bool))
+        Fields(*seen, jnp.zeros((3, 3)))
 
 
 def test_training_refuses_wrong_shapes():
