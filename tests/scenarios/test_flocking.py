@@ -179,7 +179,7 @@ def test_birds_of_one_level_fly_as_in_two_dimensions():
         world.entities,
         (pad(world.entities.position, 2.5), pad(world.entities.velocity, 0.0)),
     )
-    world3 = eqx.tree_at(lambda w: (w.entities, w.fields), world, (entities, deep.rules._look(entities)))
+    world3 = eqx.tree_at(lambda w: (w.entities, w.fields), world, (entities, deep.rules._look(entities)[0]))
     timestep3 = eqx.tree_at(lambda t: t.observation, timestep, deep.rules.observe(world3))
     policies = flat.rules.scripted_policy(), deep.rules.scripted_policy()
     for _ in range(5):
@@ -207,7 +207,7 @@ def test_gradients_are_finite_where_birds_coincide_or_fly_straight_up(size):
 
     def outcome(position, velocity, command):
         moved = eqx.tree_at(lambda e: (e.position, e.velocity), entities, (position, velocity))
-        fields = simulator.rules._look(moved)
+        fields, _ = simulator.rules._look(moved)
         now = eqx.tree_at(lambda w: (w.entities, w.fields), world, (moved, fields))
         action = command + 0.5 * policy(now, simulator.rules.observe(now), jax.random.key(0))
         after, timestep = simulator.step(now, action)
