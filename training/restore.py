@@ -1,6 +1,8 @@
 """From a run folder to its policy."""
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -61,7 +63,12 @@ def warm_start(network: Minds, folder: RunFolder) -> tuple[Minds, list[str]]:
     checkpoints = Checkpoints(folder, load_training(folder.scenario()).keep_checkpoints)
     n_updates = checkpoints.latest()
     warm, stayed = checkpoints.restore_fitting(n_updates, "network", network)
-    n_arrays = len([x for x in jax.tree.leaves(network) if isinstance(x, jax.Array) and x.size])
-    if len(stayed) == n_arrays:
-        raise RunError(f"--init-from {folder.path}: none of its arrays has the place and shape of one here")
+    weights = _weights(network)
+    if weights and not any(bool(jnp.any(x != y)) for x, y in zip(weights, _weights(warm), strict=True)):
+        raise RunError(f"--init-from {folder.path}: none of its weights has the place and shape of one here")
     return warm, stayed
+
+
+def _weights(network: Minds) -> list[jax.Array]:
+    """Arrays that are not mere offsets; those of few numbers fit by chance."""
+    return [x for x in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)) if x.ndim > 1]

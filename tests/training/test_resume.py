@@ -15,7 +15,7 @@ from swarm.config import load
 from swarm.train import main
 from training.build import build_learner
 from training.config import load_training
-from training.runs import Checkpoints, RunFolder, _named_arrays
+from training.runs import EVALUATIONS, Checkpoints, RunFolder, _named_arrays
 
 
 def arrays(folder: Path):
@@ -42,7 +42,16 @@ def whole(rivals, tmp_path_factory):
 
 
 def test_a_run_leaves_everything_it_promises(whole):
-    expected = {"config.toml", "run.json", "metrics.jsonl", "checkpoints", "evaluation.json", "curve.png", "video.mp4"}
+    expected = {
+        "config.toml",
+        "run.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "evaluation.json",
+        "curve.png",
+        "video.mp4",
+        "best",
+    }
     names = {p.name for p in whole.iterdir()}
     assert expected <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
@@ -51,29 +60,52 @@ def test_a_run_leaves_everything_it_promises(whole):
     assert load(whole / "config.toml").config.training["worlds"] == 16
 
 
-def test_killed_and_resumed_is_bit_equal(rivals, whole, tmp_path):
-    # A real process and a real SIGKILL, at a moment between checkpoints.
-    here = Path(rivals).parent
-    command = [sys.executable, "-m", "swarm.train", rivals, "--runs", str(tmp_path), "--episodes", "2"]
-    environment = os.environ | {"PYTHONPATH": str(here)}
+def killed(rivals, runs, after, *words):
+    """Start training in a process of its own, and kill it when so many updates are on record; returns the folder."""
+    command = [sys.executable, "-m", "swarm.train", *words, "--episodes", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(rivals).parent)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if sum(len(p.read_text().splitlines()) for p in tmp_path.glob("*/metrics.jsonl")) >= 5:
+        if sum(len(p.read_text().splitlines()) for p in runs.glob("*/metrics.jsonl")) >= after:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.005)
     assert process.wait() == -signal.SIGKILL
-    folder = next(tmp_path.iterdir())
+    return next(runs.iterdir())
+
+
+def assert_same(folder, other):
+    found, expected = arrays(folder), arrays(other)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_killed_and_resumed_is_bit_equal(rivals, whole, tmp_path):
+    # A real process and a real SIGKILL, at a moment between checkpoints.
+    folder = killed(rivals, tmp_path, 5, rivals, "--runs", str(tmp_path))
     n_before = len(RunFolder.open(folder).metrics())
     assert 5 <= n_before < 20
     assert main(["--resume", str(folder), "--episodes", "2"]) == 0
-    resumed, uninterrupted = arrays(folder), arrays(whole)
-    assert resumed.keys() == uninterrupted.keys()
-    for name, value in resumed.items():
-        np.testing.assert_array_equal(value, uninterrupted[name], err_msg=name)
+    assert_same(folder, whole)
     rows = RunFolder.open(folder).metrics()
     assert [row["update"] for row in rows] == list(range(1, 21))
+    assert [row["update"] for row in RunFolder.open(folder).metrics(EVALUATIONS)] == [8, 16, 20]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [0, 8])
+def test_killed_at_five_random_moments_is_bit_equal(rivals, tmp_path, memory):
+    words = [rivals, f"training.network.memory={memory}"]
+    uninterrupted = train(rivals, tmp_path / "whole", *words[1:])
+    broken = tmp_path / "broken"
+    moments = sorted(np.random.default_rng(memory).choice(np.arange(2, 20), 5, replace=False))
+    folder = killed(rivals, broken, moments[0], *words, "--runs", str(broken))
+    for moment in moments[1:]:
+        folder = killed(rivals, broken, moment, "--resume", str(folder))
+    assert main(["--resume", str(folder), "--episodes", "2"]) == 0
+    assert_same(folder, uninterrupted)
 
 
 def fails(capsys, *words):

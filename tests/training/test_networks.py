@@ -1,0 +1,118 @@
+"""Networks: who is seen by whom, what is remembered, and what distributions say."""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from swarm.config import load
+from training.build import build_learner
+from training.config import load_training
+from training.distributions import Categorical, TanhNormal
+from training.networks.critics import AttentionPool
+from training.networks.layers import Attention
+from training.networks.memory import Recurrence
+
+KEY = jax.random.key(0)
+
+
+def test_attention_does_not_mind_the_order_of_things_and_ignores_who_is_not_there():
+    look = Attention(3, 4, 8, 4, KEY)
+    own = jax.random.normal(jax.random.key(1), (5, 3))
+    things = jax.random.normal(jax.random.key(2), (5, 6, 4))
+    there = jnp.asarray([True, True, False, True, False, True])[None].repeat(5, axis=0)
+    expected = look(own, things, there)
+    turned = look(own, things[:, ::-1], there[:, ::-1])
+    np.testing.assert_allclose(turned, expected, atol=1e-5)
+    garbled = jnp.where(there[..., None], things, 1e6)
+    np.testing.assert_array_equal(look(own, garbled, there), expected)
+    assert not np.asarray(look(own, things, jnp.zeros_like(there))).any()
+
+
+def test_a_pool_is_the_softmax_over_each_groups_members():
+    pool = AttentionPool(3, 8, KEY)
+    features, index = jax.random.normal(KEY, (7, 3)), np.asarray([0, 2, 0, -1, 2, 2, -1])
+    found = np.asarray(pool(features, jnp.asarray(index), 3))
+    score = np.asarray(features @ pool.score.weight + pool.score.bias[None])
+    value = np.maximum(np.asarray(features @ pool.value.weight + pool.value.bias[None]), 0).reshape(7, 4, 2)
+    for group in range(3):
+        members = np.flatnonzero(index == group)
+        if len(members):
+            weight = np.exp(score[members] - score[members].max(axis=0))
+            weight /= weight.sum(axis=0)
+            expected = (weight[..., None] * value[members]).sum(axis=0).ravel()
+            np.testing.assert_allclose(found[group, :-1], expected, atol=1e-4)
+        assert found[group, -1] == pytest.approx(np.log1p(len(members)))
+    # Who belongs nowhere is not seen.
+    poisoned = jnp.where(jnp.asarray(index >= 0)[:, None], features, jnp.nan)
+    np.testing.assert_array_equal(pool(poisoned, jnp.asarray(index), 3), found)
+
+
+def test_a_memory_forgets_whose_slot_passed_on():
+    unit = Recurrence(2, 4, KEY)
+    features = jax.random.normal(KEY, (5, 3, 2))
+    fresh = jnp.zeros((5, 3), bool).at[3, 1].set(True)
+    states = unit.unroll(features, jnp.ones((3, 4)), fresh)
+    # From there on it is as if its life had begun then; the others go on.
+    again = unit.unroll(features[3:, 1:2], jnp.zeros((1, 4)), jnp.zeros((2, 1), bool))
+    np.testing.assert_allclose(states[3:, 1:2], again, atol=1e-6)
+    ongoing = unit.unroll(features, jnp.ones((3, 4)), jnp.zeros((5, 3), bool))
+    np.testing.assert_allclose(states[:, ::2], ongoing[:, ::2], atol=1e-6)
+
+
+def test_commands_have_the_density_of_a_squashed_normal():
+    family, parameters = TanhNormal(1), jnp.asarray([[0.4, 0.2]])
+    mask, std = jnp.ones((1, 1), bool), np.exp(0.2 - 0.5)
+    grid = np.linspace(-0.9999, 0.9999, 200_001)
+    raw = jnp.asarray(np.arctanh(grid), jnp.float32)[:, None, None]
+    rows = jnp.broadcast_to(parameters[None], (len(grid), 1, 2))
+    log_prob, entropy = family.log_prob_and_entropy(rows, jnp.broadcast_to(mask, (len(grid), 1, 1)), raw)
+    expected = scipy.stats.norm.logpdf(np.arctanh(grid), 0.4, std) - np.log1p(-(grid**2))
+    np.testing.assert_allclose(log_prob[:, 0], expected, atol=1e-3)
+    density = np.exp(expected)
+    integral = np.trapezoid(np.where(density > 0, -density * np.log(np.maximum(density, 1e-300)), 0.0), grid)
+    assert float(entropy[0, 0]) == pytest.approx(integral, abs=0.01)
+    # However far out, nothing is infinite.
+    far, _ = family.log_prob_and_entropy(parameters, mask, jnp.asarray([[30.0]]))
+    assert np.isfinite(float(far[0]))
+
+
+def test_choices_are_drawn_by_their_masked_probabilities():
+    family = Categorical((2, 3))
+    logits = jnp.asarray([0.0, 1.0, 0.0, 2.0, 5.0])
+    mask = jnp.asarray([True, True, True, True, False])
+    keys = jax.random.split(KEY, 4000)
+    rows = jnp.broadcast_to(logits[None], (4000, 5)), jnp.broadcast_to(mask[None], (4000, 5))
+    drawn = np.asarray(family.sample(*rows, keys))
+    assert set(drawn[:, 1]) == {0, 1}
+    first, second = 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-2))
+    assert drawn[:, 0].mean() == pytest.approx(first, abs=0.03)
+    assert drawn[:, 1].mean() == pytest.approx(second, abs=0.03)
+    log_prob, entropy = family.log_prob_and_entropy(logits[None], mask[None], jnp.asarray([[1, 1]]))
+    assert float(log_prob[0]) == pytest.approx(np.log(first * second), abs=1e-5)
+    expected = scipy.stats.entropy([first, 1 - first]) + scipy.stats.entropy([second, 1 - second])
+    assert float(entropy[0]) == pytest.approx(expected, abs=1e-5)
+    one = Categorical((3,)).has_choice(jnp.asarray([[True, False, False], [True, True, False]]))
+    assert one.tolist() == [False, True]
+
+
+def test_between_devices_an_update_moves_sums_and_nothing_of_an_entity(rivals):
+    scenario = load(rivals, {"training.worlds": 16})
+    learner = build_learner(scenario, load_training(scenario), 8)
+    learned, actors = learner.init(0)
+    text = eqx.filter_jit(learner.update).lower(learned, actors).compile().compiled.as_text()
+    for word in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert word not in text
+    moved = [line for line in text.splitlines() if " all-reduce(" in line or " all-reduce-start(" in line]
+    assert moved
+    sizes = {x.size for x in jax.tree.leaves(learned.network)}
+    for line in moved:
+        shapes = line.split("=", 1)[1].split(" all-reduce", 1)[0]
+        for shape in re.findall(r"\[([\d,]*)\]", shapes):
+            size = int(np.prod([int(d) for d in shape.split(",") if d] or [1]))
+            # Parameters, or statistics without an axis over worlds, steps or entities.
+            assert size in sizes or size <= 8, line
