@@ -17,6 +17,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 
 
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Forget compiled programs when they are many: each maps memory, and Linux allows a process 65,530 maps."""
+    yield
+    if MAPS.is_file() and MAPS.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def rivals() -> str:
     """Path of the probe game's scenario file."""

@@ -80,11 +80,11 @@ def test_the_weight_of_the_own_reward_rises_where_the_rest_is_noise(learn):
     assert float(rows[-1]["own_weight"]) > 0.65
 
 
-@pytest.mark.parametrize(("critic", "grouping"), [("local", "player"), ("group", "team"), ("world", "team")])
+@pytest.mark.parametrize(("critic", "grouping"), [("group", "team"), ("world", "player")])
 def test_every_critic_learns_the_known_value(learn, critic, grouping):
     # Everybody soon says yes: 1 a step, for ever (truncation is bootstrapped), so 1 / (1 - 0.5) each; a team has 8.
     settings = {"discount": 0.5, "network.critic": critic, "credit.grouping": grouping, "normalise_value": True}
-    rows = learn("Bandits", settings, 40)
+    rows = learn("Bandits", settings, 30)
     assert float(rows[-1]["value"]) == pytest.approx(2.0 if grouping == "player" else 16.0, rel=0.1)
 
 
@@ -94,7 +94,7 @@ def test_teams_may_learn_apart_or_against_somebody_who_does_not(learn):
     assert float(against[-1]["agent_steps"]) == 32 * 8
     episode = against[-1]["episode"]
     assert float(episode.metrics["return"] / episode.count) == pytest.approx(2.0, abs=0.4)
-    apart = learn("Duel", {"teams": ["learn:a", "learn:b"]}, 20)
+    apart = learn("Duel", {"teams": ["learn:a", "learn:b"]}, 2)
     assert float(apart[-1]["agent_steps"]) == 2 * 32 * 8
 
 
