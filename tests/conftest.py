@@ -1,5 +1,6 @@
 """Shape and type checks at run time, strict rank promotion, and eight simulated devices, for every test."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,15 @@ from jaxtyping import install_import_hook
 
 # The bare decorator: `beartype.beartype(conf=...)` over several packages leaves all but the first unchecked.
 install_import_hook(["swarm", "scenarios", "training"], "beartype.beartype")
+
+# Programs are compiled once for all workers, for the commands that tests start, and for the next run.
+CACHE = {
+    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.3,
+}
+for name, value in CACHE.items():
+    os.environ.setdefault(name.upper(), str(value))
+    jax.config.update(name, value)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -179,9 +179,10 @@ def test_birds_of_one_level_fly_as_in_two_dimensions():
         world.entities,
         (pad(world.entities.position, 2.5), pad(world.entities.velocity, 0.0)),
     )
-    world3 = eqx.tree_at(lambda w: (w.entities, w.fields), world, (entities, deep.rules._look(entities)[0]))
-    timestep3 = eqx.tree_at(lambda t: t.observation, timestep, deep.rules.observe(world3))
-    policies = flat.rules.scripted_policy(), deep.rules.scripted_policy()
+    fields, _ = eqx.filter_jit(deep.rules._look)(entities)
+    world3 = eqx.tree_at(lambda w: (w.entities, w.fields), world, (entities, fields))
+    timestep3 = eqx.tree_at(lambda t: t.observation, timestep, eqx.filter_jit(deep.rules.observe)(world3))
+    policies = [eqx.filter_jit(s.rules.scripted_policy()) for s in (flat, deep)]
     for _ in range(5):
         world, timestep = step(flat, world, policies[0](world, timestep.observation, jax.random.key(0)))
         world3, timestep3 = step(deep, world3, policies[1](world3, timestep3.observation, jax.random.key(0)))
@@ -237,9 +238,9 @@ def test_all_backends_see_the_same(size):
 
 
 def test_a_crowd_beyond_the_room_of_the_search_is_flagged():
-    simulator = make("flocking")
+    simulator = make("flocking", {"population.bird.capacity": 300, "population.bird.initial": 300})
     world, _ = reset(simulator, jax.random.key(6))
-    action = jnp.full(1000, 4, jnp.int32)
+    action = jnp.full(300, 4, jnp.int32)
     assert int(step(simulator, world, action)[0].status) == 0
     crowd = eqx.tree_at(lambda w: w.entities.position, world, jnp.full_like(world.entities.position, 3.0))
     assert int(step(simulator, crowd, action)[0].status) == Status.NEIGHBORS_FULL

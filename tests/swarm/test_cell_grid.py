@@ -170,7 +170,7 @@ def test_gradients_are_those_of_all_pairs_and_finite(name):
     for a, b in zip(found, expected, strict=True):
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    nearest = jax.grad(lambda p: grid.find(p, alive).nearest(3).distance.sum())(position)
+    nearest = jax.jit(jax.grad(lambda p: grid.find(p, alive).nearest(3).distance.sum()))(position)
     assert np.isfinite(nearest).all()
 
 

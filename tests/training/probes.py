@@ -191,15 +191,15 @@ class Bandits(Probe):
 
 
 class Duel(Probe):
-    """Two teams of one: whoever says yes while the other says no gets 1 from it."""
+    """Three teams of one: whoever says yes takes 1 from the next team."""
 
-    n_start = 2
-    n_slots = 2
-    n_teams = 2
+    n_start = 3
+    n_slots = 3
+    n_teams = 3
 
     def play(self, world, action):
         yes = action.astype(jnp.float32)
-        return yes - yes[::-1], nobody(world), None
+        return yes - jnp.roll(yes, 1), nobody(world), None
 
     def metrics(self, world):
         return {"score": world.fields["score"]}

@@ -35,9 +35,9 @@ def taking(rows):
     [
         ({"grouping": "entity"}, 0.95, 1.0),
         ({"grouping": "team"}, 0.95, 1.0),
-        ({"grouping": "global"}, 0.0, 0.05),
+        pytest.param({"grouping": "global"}, 0.0, 0.05, marks=pytest.mark.slow),
         ({"reward": "global"}, 0.0, 0.05),
-        ({"own_weight": 0.0}, 0.0, 0.05),
+        pytest.param({"own_weight": 0.0}, 0.0, 0.05, marks=pytest.mark.slow),
     ],
 )
 def test_rivals_take_by_their_own_reward_and_leave_by_the_sum(rivals, credit, low, high):
