@@ -46,8 +46,9 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """Apply to the last axis."""
-        y = x @ self.weight
-        return y + self.bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        # As rows of one matrix, since the gradient of a product over several axes copies the whole batch transposed.
+        y = x.reshape(-1, x.shape[-1]) @ self.weight + self.bias[None]
+        return y.reshape(*x.shape[:-1], -1)
 
 
 class ResidualBlock(eqx.Module):
@@ -104,8 +105,12 @@ class KindHead(eqx.Module):
         return self._pick(self.outer(self._pick(jax.nn.relu(self.inner(features)), kind)), kind)
 
     def _pick(self, x: Float[Array, "*b n m"], kind: Int[Array, "*b n"]) -> Float[Array, "*b n o"]:
+        if self.n_kinds == 1:
+            return x
+        # Masked sums, because the gradient of a lookup is a scatter, which is slow on CPU.
         x = x.reshape(*x.shape[:-1], self.n_kinds, -1)
-        return jnp.take_along_axis(x, kind[..., None, None], axis=-2)[..., 0, :]
+        own = kind[..., None, None] == jnp.arange(self.n_kinds).reshape((1,) * kind.ndim + (-1, 1))
+        return jnp.sum(jnp.where(own, x, 0.0), axis=-2)
 
 
 class Perceptron(eqx.Module):
