@@ -1,6 +1,7 @@
 """What the commands share: one line for a user's mistake, exit code 2, and no jax before the arguments are read."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +19,18 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 def run(
     command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
-    """Parse the arguments and run a command; a user's mistake is one line on stderr and exit code 2."""
+    """Parse the arguments and run a command; a user's mistake or a full disk is one line on stderr and exit code 2."""
     # Intermixed, so that overrides may stand before and after options.
     arguments = parser.parse_intermixed_args(argv)
     try:
         return command(arguments)
     except SwarmError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{parser.prog}: error: {error.filename or 'writing'}: {error.strerror}; make room", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Run folders: what a run was asked to do, what it did, and where it can be taken up again."""
 
 import datetime
+import errno
 import importlib.metadata
 import json
 import os
@@ -25,6 +26,7 @@ from training.config import TrainingConfig
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "orbax-checkpoint")
+SPARE = 64 << 20  # bytes that stay free beside a checkpoint, for logs and the files of its format
 
 
 class RunFolder:
@@ -177,15 +179,26 @@ class Checkpoints:
         return step
 
     def save(self, n_updates: int, **parts: PyTree) -> None:
-        """Save the arrays of some pytrees, each under its name."""
+        """Save the arrays of some pytrees, each under its name.
+
+        Raises:
+            RunError: the disk is full; the checkpoints before are whole.
+        """
         if n_updates in self._manager.all_steps():
             return
         named = {name: _named_arrays(tree) for name, tree in parts.items()}
         shapes = {name: {k: _shape(x) for k, x in arrays.items()} for name, arrays in named.items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(arrays) for name, arrays in named.items()}
-        if shutil.disk_usage(self.path).free < 2 * sum(x.nbytes for a in named.values() for x in a.values()):
-            raise RunError(f"{self.path}: the disk is nearly full; free some space and resume the run")
-        self._manager.save(n_updates, args=ocp.args.Composite(shapes=ocp.args.JsonSave(shapes), **items))
+        full = f"{self.path}: the disk is full, so update {n_updates} is not saved; make room and resume the run"
+        # Beforehand, because Orbax's threads report a full disk page after page.
+        if shutil.disk_usage(self.path).free < SPARE + 2 * sum(x.nbytes for a in named.values() for x in a.values()):
+            raise RunError(full)
+        try:
+            self._manager.save(n_updates, args=ocp.args.Composite(shapes=ocp.args.JsonSave(shapes), **items))
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise RunError(full) from None
+            raise
 
     def names(self, n_updates: int, part: str) -> dict[str, str]:
         """Names of the arrays of a part, with their types and shapes."""

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from swarm.config import load
@@ -129,6 +132,30 @@ def test_a_folder_in_use_is_left_alone(capsys, whole):
         assert "in use by another process" in fails(capsys, "--resume", str(whole))
     finally:
         holder.close()
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(
+    capsys, monkeypatch, rivals, whole, tmp_path, when
+):
+    free, save = iter([2**40] * 3 + [2**20] * 99), ocp.CheckpointManager.save
+
+    def write(manager, step, **kwargs):
+        if step > 4 and manager.directory.name == "checkpoints":
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+        return save(manager, step, **kwargs)
+
+    with monkeypatch.context() as patch:
+        if when == "before":
+            patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
+        else:
+            patch.setattr(ocp.CheckpointManager, "save", write)
+        line = fails(capsys, rivals, "--runs", str(tmp_path))
+    assert "disk is full" in line
+    assert "resume" in line
+    folder = next(tmp_path.iterdir())
+    assert main(["--resume", str(folder), "--episodes", "2"]) == 0
+    assert_same(folder, whole)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(capsys, rivals, tmp_path):
