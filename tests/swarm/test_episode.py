@@ -192,7 +192,7 @@ FLOCK |= {"groups": {"levels": ["bird", "flock"], "flock": "fixed:4,5"}, "search
 
 
 def test_what_a_reset_finds_no_room_for_is_a_fault_at_step_0_and_grows():
-    scenario = load("flocking", FLOCK)
+    scenario = load("flocking", FLOCK | {"search.backend": "all_pairs"})
     simulator = scenario.simulator()
     policy = RandomPolicy()
     (chunk,) = play(simulator, policy, jax.random.key(0), 2)
