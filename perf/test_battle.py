@@ -28,7 +28,8 @@ EAST, WEST = 1, 5
 def at_scale(n):
     """The shipped battle with `n` entities on a field as crowded, with fronts a few steps from each other.
 
-    Nobody's health runs out, so that `n` entities fight in every step that is timed; deaths are worked out all the same.
+    Nobody's health runs out, so that `n` entities fight in every step that is timed; deaths are worked out all the
+    same.
     """
     side = (n / 400) ** 0.5
     overrides = {
