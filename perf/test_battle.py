@@ -4,19 +4,23 @@ The observation of a step is each entity's own state and its 8 nearest enemies i
 the mask of legal actions; rewards, deaths, births and groups are part of a step too.
 """
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import swarm
 from scenarios.battle import N_MOVES
 
-# Entities, worlds, steps.
+# Entities, worlds, steps. A small world is too little work for two cores; a world on each is not.
 CASES = {
     "1k": (1_000, 1, 20),
-    "4k": (4_000, 1, 32),
+    "2 x 1k on 2 devices": (1_000, 2, 20),
+    "4k": (4_000, 1, 20),
     "10k": (10_000, 1, 16),
     "100k": (100_000, 1, 8),
     "100 x 400": (400, 100, 16),
@@ -28,8 +32,8 @@ EAST, WEST = 1, 5
 def at_scale(n):
     """The shipped battle with `n` entities on a field as crowded, with fronts a few steps from each other.
 
-    Nobody's health runs out, so that `n` entities fight in every step that is timed; deaths are worked out all the
-    same.
+    Nobody's health runs out, so that `n` entities fight in every step that is timed, and crowd at the front; deaths are
+    worked out all the same.
     """
     side = (n / 400) ** 0.5
     overrides = {
@@ -37,6 +41,7 @@ def at_scale(n):
         "world.gap": 12.0,
         "world.steps": 1_000_000,
         "waves.every": 1_000_000,
+        "search.room": 3,
     }
     squads = n // 2 // 10
     archers = cavalry = squads // 5
@@ -57,9 +62,14 @@ def charge(world, observation):
 def test_steps(benchmark, ready, case):
     n, n_worlds, n_steps = CASES[case]
     simulator = at_scale(n)
+    n_devices = 2 if case.endswith("devices") else 1
+    if jax.device_count() < n_devices:
+        pytest.skip(f"needs {n_devices} devices")
+    mesh, split = Mesh(np.asarray(jax.devices()[:n_devices]), ("world",)), PartitionSpec("world")
 
-    @eqx.filter_jit
-    def chunk(simulator, worlds, observations):
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    def chunk(worlds, observations):
         def body(carry, _):
             world, observation = carry
             world, timestep = simulator.step(world, charge(world, observation))
@@ -76,8 +86,9 @@ def test_steps(benchmark, ready, case):
     keys = jax.random.split(jax.random.key(0), n_worlds)
     worlds, timesteps = eqx.filter_jit(lambda keys: jax.vmap(simulator.reset)(keys))(keys)
     # The armies meet first.
-    (worlds, observations), _ = ready(chunk(simulator, worlds, timesteps.observation))
-    result = benchmark(lambda: ready(chunk(simulator, worlds, observations)))
+    worlds, observations = eqx.filter_shard((worlds, timesteps.observation), NamedSharding(mesh, split))
+    (worlds, observations), _ = ready(chunk(worlds, observations))
+    result = benchmark(lambda: ready(chunk(worlds, observations)))
     (worlds, observations), (agent_steps, seen, touched) = jax.tree.map(
         lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x), result
     )
