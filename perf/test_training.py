@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from swarm.config import load
@@ -69,11 +70,12 @@ def _simulate(learner, learned, actors, n_steps):
         def step(world, t):
             action = jnp.broadcast_to(t % simulator.rules.n_actions, world.entities.alive.shape)
             world, timestep = jax.vmap(simulator.step)(world, action)
-            return world, (jnp.sum(timestep.valid), jnp.sum(timestep.observation.own))
+            seen = jnp.sum(timestep.observation.own) + jnp.sum(timestep.observation.maps)
+            return world, (jnp.sum(timestep.valid), seen + jnp.sum(timestep.reward))
 
-        return jax.lax.scan(step, world, jnp.arange(n_steps))[1][0].sum()
+        return jax.lax.scan(step, world, jnp.arange(n_steps))[1]
 
-    return lambda: steps(learner.simulator, actors.world)
+    return lambda: _all_of_it(*steps(learner.simulator, actors.world))
 
 
 def _infer(learner, learned, actors, n_steps):
@@ -82,16 +84,25 @@ def _infer(learner, learned, actors, n_steps):
         observation, entities = actors.timestep.observation, actors.world.entities
         mind = minds.mind(entities.team, observation.alive)
 
-        def step(own, _):
-            seen = eqx.tree_at(lambda o: o.own, observation, own)
+        def step(drift, _):
+            # What is seen depends on what was said before, so that no step can be left out or done beforehand.
+            seen = eqx.tree_at(
+                lambda o: (o.own, o.maps), observation, (observation.own + drift, observation.maps + drift)
+            )
             fresh = jnp.zeros_like(entities.alive)
             parameters, value, _ = minds.step(seen, mind, mind, 1, actors.memory.state, fresh)
-            # What is seen depends on what was said, so that no step can be left out.
-            return own + 1e-6 * jnp.mean(parameters) + 1e-6 * jnp.mean(value), jnp.sum(mind >= 0)
+            return 1e-6 * (jnp.mean(parameters) + jnp.mean(value)), jnp.sum(mind >= 0)
 
-        return jax.lax.scan(step, observation.own, length=n_steps)[1].sum()
+        drift, n_agent_steps = jax.lax.scan(step, jnp.float32(0), length=n_steps)
+        return n_agent_steps, drift
 
-    return lambda: steps(learned.network, actors)
+    return lambda: _all_of_it(*steps(learned.network, actors))
+
+
+def _all_of_it(n_agent_steps, *results):
+    """The number of agent-steps; everything else must have been computed, and be finite."""
+    assert all(np.isfinite(x).all() for x in results)
+    return n_agent_steps.sum()
 
 
 def _update(learner, learned, actors, n_steps):
