@@ -158,6 +158,11 @@ class Battle(AbstractRules):
         return 2
 
     @property
+    def capacities(self) -> tuple[tuple[int, ...], ...]:
+        """The same for each army."""
+        return (self.capacity,) * 2
+
+    @property
     def centre(self) -> tuple[float, float]:
         """Middle of the field."""
         x, y = (self.space.lower + 0.5 * self.space.size).tolist()

@@ -117,6 +117,11 @@ class Outpost(AbstractRules):
         return self.board.teams
 
     @property
+    def capacities(self) -> tuple[tuple[int, ...], ...]:
+        """The same for each team."""
+        return (self.board.capacity,) * self.board.teams
+
+    @property
     def centre(self) -> tuple[float, float]:
         """Middle of the grid."""
         return ((self.board.width - 1) / 2, (self.board.height - 1) / 2)

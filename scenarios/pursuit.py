@@ -128,6 +128,12 @@ class Pursuit(AbstractRules):
         return 2
 
     @property
+    def capacities(self) -> tuple[tuple[int, ...], ...]:
+        """Scouts and hunters are one team, prey the other."""
+        scouts, hunters, prey = self.capacity
+        return (scouts, hunters, 0), (0, 0, prey)
+
+    @property
     def centre(self) -> tuple[float, float]:
         """Middle of the box."""
         x, y = (0.5 * self.space.size).tolist()

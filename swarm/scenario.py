@@ -213,6 +213,14 @@ class AbstractRules(eqx.Module):
         """Teams of a world."""
 
     @property
+    def capacities(self) -> tuple[tuple[int, ...], ...] | None:
+        """For each team, the most entities of each kind that can live at once; None: any number.
+
+        Networks compute no more than that for each kind.
+        """
+        return None
+
+    @property
     @abc.abstractmethod
     def centre(self) -> tuple[float, ...]:
         """Centre of the space."""

@@ -170,7 +170,7 @@ class MPPO(eqx.Module):
 
         first = _stream(key, 0)
         keys = [first, *(jax.random.fold_in(first, i) for i in range(1, max(self.of_team) + 1))]
-        minds = Minds(tuple(build(k) for k in keys), self.of_team)
+        minds = Minds(tuple(build(k) for k in keys), self.of_team, self.simulator.rules.capacities)
         optimizer = self.optimizer.init(eqx.filter(minds, eqx.is_inexact_array))
         own_weight = OwnWeight.start(credit.own_weight) if credit.learn_own_weight else None
         return Learned(minds, optimizer, ValueScale.start(n_streams(credit)), own_weight, key, jnp.int32(0))

@@ -232,6 +232,11 @@ def test_something_happens_in_the_episodes_compared(case):
     assert mask.any(axis=2)[timestep.observation.alive].all()
     if case.simulator.rules.n_controls:
         np.testing.assert_array_equal(mask.all(axis=2), timestep.observation.alive)
+    if case.simulator.rules.capacities is not None:
+        for team, of_kind in enumerate(case.simulator.rules.capacities):
+            for kind, capacity in enumerate(of_kind):
+                mine = world.entities.alive & (world.entities.team == team) & (world.entities.kind == kind)
+                assert mine.sum(axis=1).max() <= capacity
     if case.has_births:
         n_initial = int(episode(case.simulator)[0][0].entities.next_uid)
         assert world.entities.next_uid[-1] > n_initial + 2

@@ -14,7 +14,7 @@ from training.build import build_learner
 from training.config import load_training
 from training.distributions import Categorical, TanhNormal
 from training.networks.critics import AttentionPool
-from training.networks.layers import Attention
+from training.networks.layers import Attention, KindHead, Places
 from training.networks.memory import Recurrence
 
 KEY = jax.random.key(0)
@@ -31,6 +31,29 @@ def test_attention_does_not_mind_the_order_of_things_and_ignores_who_is_not_ther
     garbled = jnp.where(there[..., None], things, 1e6)
     np.testing.assert_array_equal(look(own, garbled, there), expected)
     assert not np.asarray(look(own, things, jnp.zeros_like(there))).any()
+
+
+def test_each_kind_in_a_block_of_its_own_is_all_kinds_layers_on_all():
+    rng = np.random.default_rng(0)
+    capacities, n_worlds = (4, 0, 5, 2), 6
+    # No more of a kind than there are places; some are not counted, and stand in nobody's way.
+    kind = [rng.permutation(np.repeat(np.arange(4), (4, 3, 5, 2))) for _ in range(n_worlds)]
+    kind = jnp.asarray(np.stack(kind), jnp.int32)
+    counted = jnp.asarray(rng.random(kind.shape) < 0.7) & (kind != 1)
+    features = jax.random.normal(KEY, (*kind.shape, 5))
+    head, places = KindHead(5, 8, 4, 3, 1.0, KEY), Places.of(kind, counted, capacities)
+    assert np.unique(places.place[counted.nonzero()[0][0]]).size > 3
+    mask = counted[..., None]
+    # The same outputs, and the same gradients of everything.
+    weigh = jax.random.normal(jax.random.key(1), (*kind.shape, 3))
+
+    def loss(head, features, places):
+        return jnp.sum(jnp.where(mask, jnp.tanh(head(features, kind, places)) * weigh, 0.0))
+
+    both = [jax.value_and_grad(loss, argnums=(0, 1))(head, features, p) for p in (None, places)]
+    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    assert not np.asarray(head(features, kind, places))[~np.asarray(counted)].any()
 
 
 def test_a_pool_is_the_softmax_over_each_groups_members():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from swarm.hierarchy import reduce_groups
-from training.networks.layers import KindHead, Linear, Perceptron
+from training.networks.layers import KindHead, Linear, Perceptron, Places
 
 _GAIN = 0.01
 N_HEADS = 4
@@ -25,12 +25,14 @@ class Members(eqx.Module):
         alive: who lives.
         index: group slot of each whose value counts; -1: none.
         n_groups: number of group slots.
+        places: where those whom the network acts for stand, by kind; None: not known.
     """
 
     kind: Int[Array, "*b n"]
     alive: Bool[Array, "*b n"]
     index: Int[Array, "*b n"]
     n_groups: int = eqx.field(static=True)
+    places: Places | None
 
     def total(self, values: Float[Array, "*b n v"]) -> Float[Array, "*b g v"]:
         """Sum over the members of each group."""
@@ -55,7 +57,7 @@ class LocalCritic(AbstractCritic):
 
     def __call__(self, features: Float[Array, "*b n f"], members: Members) -> Float[Array, "*b g v"]:
         """Sum local values."""
-        return members.total(self.head(features, members.kind))
+        return members.total(self.head(features, members.kind, members.places))
 
 
 class WorldCritic(AbstractCritic):
@@ -73,7 +75,8 @@ class WorldCritic(AbstractCritic):
         """Sum values that each entity has in view of the world."""
         summary = self.pool(features, jnp.where(members.alive, 0, -1), 1)
         summary = jnp.broadcast_to(summary, (*features.shape[:-1], summary.shape[-1]))
-        return members.total(self.head(jnp.concatenate([features, summary], axis=-1), members.kind))
+        features = jnp.concatenate([features, summary], axis=-1)
+        return members.total(self.head(features, members.kind, members.places))
 
 
 class GroupCritic(AbstractCritic):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from training.convolution import convolution3x3
@@ -48,7 +49,13 @@ class Linear(eqx.Module):
         """Apply to the last axis."""
         # As rows of one matrix, since the gradient of a product over several axes copies the whole batch transposed.
         y = x.reshape(-1, x.shape[-1]) @ self.weight + self.bias[None]
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def part(self, i: int, n: int) -> "Linear":
+        """The i-th of n equal parts of the outputs."""
+        size = self.bias.shape[0] // n
+        columns = slice(i * size, (i + 1) * size)
+        return eqx.tree_at(lambda x: (x.weight, x.bias), self, (self.weight[:, columns], self.bias[columns]))
 
 
 class ResidualBlock(eqx.Module):
@@ -88,7 +95,7 @@ class MapExtractor(eqx.Module):
 
 
 class KindHead(eqx.Module):
-    """Two layers from an entity's features to outputs; each kind has layers of its own, and its own are picked."""
+    """Two layers from an entity's features to outputs; each kind has layers of its own."""
 
     inner: Linear
     outer: Linear
@@ -100,9 +107,24 @@ class KindHead(eqx.Module):
         self.outer = Linear(hidden, n_kinds * n_out, gain, outer_key)
         self.n_kinds = n_kinds
 
-    def __call__(self, features: Float[Array, "*b n f"], kind: Int[Array, "*b n"]) -> Float[Array, "*b n o"]:
-        """Return the outputs of each entity's own kind."""
-        return self._pick(self.outer(self._pick(jax.nn.relu(self.inner(features)), kind)), kind)
+    def __call__(
+        self, features: Float[Array, "*b n f"], kind: Int[Array, "*b n"], places: "Places | None" = None
+    ) -> Float[Array, "*b n o"]:
+        """Return the outputs of each entity's own kind.
+
+        Args:
+            features: of all slots.
+            kind: their kinds.
+            places: blocks by kind, so that each kind's layers see no others, and who has no place gets 0; None: all
+                kinds' layers are applied to all, and the own ones picked.
+        """
+        if self.n_kinds == 1 or places is None:
+            return self._pick(self.outer(self._pick(jax.nn.relu(self.inner(features)), kind)), kind)
+        outputs = []
+        for k, rows in enumerate(places.blocks(features)):
+            hidden = jax.nn.relu(self.inner.part(k, self.n_kinds)(rows))
+            outputs.append(self.outer.part(k, self.n_kinds)(hidden))
+        return places.back(outputs)
 
     def _pick(self, x: Float[Array, "*b n m"], kind: Int[Array, "*b n"]) -> Float[Array, "*b n o"]:
         if self.n_kinds == 1:
@@ -111,6 +133,67 @@ class KindHead(eqx.Module):
         x = x.reshape(*x.shape[:-1], self.n_kinds, -1)
         own = kind[..., None, None] == jnp.arange(self.n_kinds).reshape((1,) * kind.ndim + (-1, 1))
         return jnp.sum(jnp.where(own, x, 0.0), axis=-2)
+
+
+class Places(eqx.Module):
+    """Where entities stand once they are put in blocks, one for each kind.
+
+    Attributes:
+        place: of each slot; -1: nowhere.
+        slot: of each place; -1: nobody.
+        capacities: places of each block.
+    """
+
+    place: Int[Array, "*b n"]
+    slot: Int[Array, "*b m"]
+    capacities: tuple[int, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, kind: Int[Array, "*b n"], counted: Bool[Array, "*b n"], capacities: tuple[int, ...]) -> "Places":
+        """Give everybody who is counted the next place in the block of its kind."""
+        n, m, place, first = kind.shape[-1], sum(capacities), jnp.full_like(kind, -1), 0
+        for k, size in enumerate(capacities):
+            own = counted & (kind == k)
+            rank = jnp.cumsum(own, axis=-1, dtype=jnp.int32) - 1
+            place = jnp.where(own & (rank < size), first + rank, place)
+            first += size
+        flat = jnp.where(place < 0, m, place).reshape(-1, n)
+        slots = jnp.arange(n, dtype=jnp.int32)
+        slot = jax.vmap(lambda p: jnp.full(m, -1, jnp.int32).at[p].set(slots, mode="drop"))(flat)
+        return cls(place, slot.reshape(*kind.shape[:-1], m), capacities)
+
+    def blocks(self, rows: Float[Array, "*b n f"]) -> list[Float[Array, "*b _ f"]]:
+        """The rows of each kind; 0 in places where nobody stands."""
+        ends = np.cumsum(self.capacities)[:-1].tolist()
+        return jnp.split(rearrange(rows, self.slot, self.place), ends, axis=-2)
+
+    def back(self, blocks: list[Float[Array, "*b _ f"]]) -> Float[Array, "*b n f"]:
+        """The row of each slot, from the blocks; 0 for those who have no place."""
+        return rearrange(jnp.concatenate(blocks, axis=-2), self.place, self.slot)
+
+
+@jax.custom_vjp
+def rearrange(
+    rows: Float[Array, "*b n f"], source: Int[Array, "*b m"], target: Int[Array, "*b n"]
+) -> Float[Array, "*b m f"]:
+    """Take the rows at `source`, 0 where it is negative; `target` says where each row went, negative: nowhere.
+
+    Knowing the way back makes the gradient another lookup, where it would be a scatter, which is slow on CPU.
+    """
+    taken = jnp.take_along_axis(rows, jnp.maximum(source, 0)[..., None], axis=-2)
+    return jnp.where((source >= 0)[..., None], taken, 0.0)
+
+
+def _rearrange_forwards(rows: Array, source: Array, target: Array) -> tuple[Array, tuple[Array, Array]]:
+    return rearrange(rows, source, target), (source, target)
+
+
+def _rearrange_backwards(ways: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+    source, target = ways
+    return rearrange(gradient, target, source), None, None
+
+
+rearrange.defvjp(_rearrange_forwards, _rearrange_backwards)
 
 
 class Perceptron(eqx.Module):

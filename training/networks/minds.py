@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from swarm.scenario import Observation
 from training.networks.critics import Members
+from training.networks.layers import Places
 from training.networks.network import Network
 
 
@@ -15,10 +16,12 @@ class Minds(eqx.Module):
     Attributes:
         networks: of the same shapes.
         of_team: number of each team's network; -1: somebody else acts for it.
+        capacities: `AbstractRules.capacities`, so that a network computes no more than it must.
     """
 
     networks: tuple[Network, ...]
     of_team: tuple[int, ...] = eqx.field(static=True)
+    capacities: tuple[tuple[int, ...], ...] | None = eqx.field(static=True)
 
     @property
     def width(self) -> int:
@@ -44,7 +47,7 @@ class Minds(eqx.Module):
     ) -> tuple[Float[Array, "*b n p"], Float[Array, "*b g v"], Float[Array, "*b n m"]]:
         """Return the parameters of each slot's action, the value of each group slot, and the next memory."""
         parts = [
-            network.step(observation, _members(observation, mind == i, index, n_groups), state, fresh)
+            network.step(observation, self._members(i, observation, mind == i, index, n_groups), state, fresh)
             for i, network in enumerate(self.networks)
         ]
         parameters, value = self._join(mind, [part[:2] for part in parts])
@@ -61,20 +64,23 @@ class Minds(eqx.Module):
     ) -> tuple[Float[Array, "t *b n p"], Float[Array, "t *b g v"]]:
         """The same of `t` successive steps at once; without a memory they may be any steps."""
         parts = [
-            network.unroll(observation, _members(observation, mind == i, index, n_groups), state, fresh)
+            network.unroll(observation, self._members(i, observation, mind == i, index, n_groups), state, fresh)
             for i, network in enumerate(self.networks)
         ]
         return self._join(mind, parts)
+
+    def _members(self, number: int, observation: Observation, mine: Array, index: Array, n_groups: int) -> Members:
+        places, kind = None, observation.kind
+        if self.capacities is not None and number in self.of_team:
+            teams = [of_kind for of_kind, mind in zip(self.capacities, self.of_team, strict=True) if mind == number]
+            places = Places.of(kind, mine, tuple(sum(of_kind) for of_kind in zip(*teams, strict=True)))
+        return Members(kind, observation.alive, jnp.where(mine, index, -1), n_groups, places)
 
     @staticmethod
     def _join(mind: Array, parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
         """Each entity has the parameters of its network; a group's value is the sum over its members' networks."""
         values = [value for _, value in parts]
         return _select(mind, [parameters for parameters, _ in parts]), sum(values[1:], start=values[0])
-
-
-def _members(observation: Observation, mine: Array, index: Array, n_groups: int) -> Members:
-    return Members(observation.kind, observation.alive, jnp.where(mine, index, -1), n_groups)
 
 
 def _select(mind: Array, parts: list[Array]) -> Array:

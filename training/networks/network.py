@@ -115,7 +115,7 @@ class Network(eqx.Module):
         return jnp.concatenate([*(encode(observation) for encode in self.encoders), observation.own], axis=-1)
 
     def _heads(self, features: Float[Array, "*b n f"], members: Members) -> tuple[Array, Array]:
-        return self.actor(features, members.kind), self.critic(features, members)
+        return self.actor(features, members.kind, members.places), self.critic(features, members)
 
 
 def _encoders(
