@@ -32,10 +32,25 @@ SMALL = {
     "world.squad": 4,
     "groups.squad": "block:4",
     "waves.every": 10,
+    "reward.taken": 0.5,
+    "reward.death": 0.5,
     **army("infantry", capacity=20, initial=12, wave=4, health=40.0),
     **army("archer", capacity=16, initial=4, wave=4, health=30.0, accuracy=0.7),
     **army("cavalry", capacity=4, initial=4, wave=0, health=50.0),
 }
+
+
+def test_a_skirmish_is_a_battle_of_other_sizes():
+    battle, skirmish = (load(name).config.model_dump() for name in ("battle", "skirmish"))
+    sizes = {"capacity", "initial", "wave"}
+    for kind, table in battle["population"].items():
+        same = table.keys() - sizes
+        assert {k: table[k] for k in same} == {k: skirmish["population"][kind][k] for k in same}
+    assert battle["reward"] == skirmish["reward"]
+    # No wing belongs to both armies, which would make one of them stronger.
+    for table in (battle, skirmish):
+        n_squads = sum(kind["initial"] for kind in table["population"].values()) // table["world"]["squad"]
+        assert n_squads % int(table["groups"]["wing"].removeprefix("block:")) == 0
 
 
 @functools.cache

@@ -194,7 +194,7 @@ def test_a_key_below_a_value_is_refused():
 def test_the_place_of_a_problem_is_where_its_value_comes_from(file):
     text = (pathlib.Path(scenarios.__file__).parent / "outpost.toml").read_text()
     bad = text.replace("\nrubble = 20.0", "\nrubble = -7.0").replace('crew = "nearest:depot"', 'crew = "nearest:x"')
-    bad += "credit.own_weight = 2.0\n"
+    bad += "[training.credit]\nown_weight = 2.0\n"
     assert bad.count("-7.0") == bad.count("nearest:x") == 1
     path, mended = file(bad), {"world.rubble": 20.0, "groups.crew": "team", "training.credit.own_weight": 1.0}
 
