@@ -218,9 +218,10 @@ class Pursuit(AbstractRules):
         """How prey steer by rule, as a share of their speed."""
         entities = world.entities
         # Compiled apart from what is around it, so that it rounds alike in every program: an episode must replay.
-        apart: Any = jax.lax.optimization_barrier((entities, self.look(entities), self.surfaces(world), world.step))
-        entities, sight, surfaces, step = apart
-        wanted: Any = jax.lax.optimization_barrier(flee(entities, sight, surfaces, self.panic, step * self.time_step))
+        foes, surfaces = self.look(entities).foes, self.surfaces(world)
+        apart: Any = jax.lax.optimization_barrier((entities, foes, surfaces, world.step))
+        entities, foes, surfaces, step = apart
+        wanted: Any = jax.lax.optimization_barrier(flee(entities, foes, surfaces, self.panic, step * self.time_step))
         return wanted
 
     def _catch(self, entities: Entities) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, ""]]:
@@ -259,7 +260,7 @@ class Pursuit(AbstractRules):
     # What is seen
 
     def look(self, entities: Entities) -> Sight:
-        """Return the nearest foes and mates that each entity sees."""
+        """Return the nearest foes and mates that each entity sees, and whether a foe sees it."""
         found, sight = self.search.find(entities.position, entities.alive), self.table["sight"][entities.kind]
         n_foes, n_mates = self.n_seen
 
@@ -271,8 +272,12 @@ class Pursuit(AbstractRules):
                 jnp.where(valid[:, :, None], near.displacement, 0.0),
             )
 
+        def sees(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
+            return jnp.where(distance < theirs, 1.0, 0.0)
+
         foes, mates = (Among(entities.team, same=same) for same in (False, True))
-        return Sight(seen(found.nearest(n_foes, foes)), seen(found.nearest(n_mates, mates)))
+        watched = found.sum(sees, sight[:, None], foes)[:, 0] > 0
+        return Sight(seen(found.nearest(n_foes, foes)), seen(found.nearest(n_mates, mates)), watched)
 
     def surfaces(self, world: World) -> tuple[Surface, ...]:
         """The nearest obstacle, and the nearest wall along each axis if there are walls; distances from the body."""
@@ -292,13 +297,13 @@ class Pursuit(AbstractRules):
         """A map for each team that acts, and features for each entity."""
         entities = world.entities
         acts = entities.alive & (self.prey_acts | (entities.kind != PREY))
-        cell, watched = self._cell(entities), self._watched(entities)
+        cell, sight = self._cell(entities), self.look(entities)
         views = range(2 if self.prey_acts else 1)
         return Observation(
-            maps=jnp.stack([self._map(world, cell, watched, team) for team in views]),
+            maps=jnp.stack([self._map(world, cell, sight.watched, team) for team in views]),
             view=jnp.where(acts, entities.team, 0),
             cell=cell,
-            own=jnp.where(acts[:, None], self._own(world), 0.0),
+            own=jnp.where(acts[:, None], self._own(world, sight), 0.0),
             kind=jnp.where(acts, entities.kind, 0),
             alive=acts,
             action_mask=jnp.broadcast_to(acts[:, None], (self.n_slots, self.n_actions)),
@@ -310,15 +315,6 @@ class Pursuit(AbstractRules):
         share = share / self.space.size[None]
         cells = jnp.asarray([w, h])[None]
         return jnp.clip((share * cells).astype(jnp.int32), 0, cells - 1)[:, ::-1]
-
-    def _watched(self, entities: Entities) -> Bool[Array, " n"]:
-        """Whether a foe sees the entity."""
-
-        def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
-            return jnp.where(distance < theirs, 1.0, 0.0)
-
-        found, sight = self.search.find(entities.position, entities.alive), self.table["sight"][entities.kind]
-        return found.sum(pair, sight[:, None], Among(entities.team, same=False))[:, 0] > 0
 
     def _map(self, world: World, cell: Array, watched: Array, team: int) -> Float[Array, "h w 8"]:
         entities, (h, w) = world.entities, self.raster
@@ -332,10 +328,9 @@ class Pursuit(AbstractRules):
         solid = (world.fields.obstacles.distance(middle) < 0).reshape(h, w, 1).astype(jnp.float32)
         return jnp.concatenate([solid, counts, jnp.ones((h, w, 1))], axis=-1)
 
-    def _own(self, world: World) -> Float[Array, "n o"]:
+    def _own(self, world: World, seen: Sight) -> Float[Array, "n o"]:
         entities, table, kind = world.entities, self.table, world.entities.kind
-        sight, seen = table["sight"][kind], self.look(entities)
-        speed = jnp.max(table["speed"])
+        sight, speed = table["sight"][kind], jnp.max(table["speed"])
         velocity = jnp.where(entities.alive[:, None], entities.velocity, 0.0)
         place = 2.0 * (entities.position - self.space.lower[None]) / self.space.size[None] - 1.0
         nearest = self.surfaces(world)[0]

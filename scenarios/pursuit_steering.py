@@ -24,10 +24,12 @@ class Sight(eqx.Module):
     Attributes:
         foes: nearest ones of the other team.
         mates: nearest ones of the own team.
+        watched: whether a foe sees the entity.
     """
 
     foes: Nearest
     mates: Nearest
+    watched: Bool[Array, " n"]
 
 
 class Surface(eqx.Module):
@@ -43,12 +45,12 @@ class Surface(eqx.Module):
 
 
 def flee(
-    entities: Entities, sight: Sight, surfaces: tuple[Surface, ...], panic: Float[Array, ""], time: Float[Array, ""]
+    entities: Entities, foes: Nearest, surfaces: tuple[Surface, ...], panic: Float[Array, ""], time: Float[Array, ""]
 ) -> Float[Array, "n 2"]:
     """Run from foes nearer than `panic`, the nearer the more; stroll where there are none."""
-    near = sight.foes.valid & (sight.foes.distance < panic)
-    way = _unit(sight.foes.displacement)
-    fear = jnp.where(near, jnp.square(1.0 - sight.foes.distance / panic) + 1e-3, 0.0)
+    near = foes.valid & (foes.distance < panic)
+    way = _unit(foes.displacement)
+    fear = jnp.where(near, jnp.square(1.0 - foes.distance / panic) + 1e-3, 0.0)
     away = -_sum(fear[:, :, None] * way)
     wanted = jnp.where(jnp.any(near, axis=1)[:, None], _unit(away), CALM * _stroll(entities, time))
     return clear_of(wanted, surfaces, jnp.any(near, axis=1))
