@@ -37,16 +37,72 @@ def generalised_advantage(
         links_t: first argument of `inherit`, for each row.
     """
     delta_t = reward_t + discount_t * next_value_t - value_t
+    return _accumulate(delta_t, discount_t * gae_lambda, continues_t, inherit, links_t)[0]
 
-    def backwards(later: Array, row: tuple[Array, Array, Array, PyTree]) -> tuple[Array, Array]:
+
+def vtrace(
+    log_ratio_t: Float[Array, "t *g"],
+    reward_t: Float[Array, "t *g"],
+    discount_t: Float[Array, "t *g"],
+    value_t: Float[Array, "t *g"],
+    next_value_t: Float[Array, "t *g"],
+    continues_t: Bool[Array, "t *g"],
+    trace_lambda: float,
+    clip_rho: float = 1.0,
+    clip_c: float = 1.0,
+    inherit: Callable[[PyTree, Float[Array, " *g"]], Float[Array, " *g"]] | None = None,
+    links_t: PyTree = None,
+) -> tuple[Float[Array, "t *g"], Float[Array, "t *g"]]:
+    """V-trace (Espeholt et al. 2018, eq. 1 and section 4.2) with boundaries: experience of a policy mu, values of pi.
+
+        rho_t = min(clip_rho, pi_t / mu_t),   c_t = lambda * min(clip_c, pi_t / mu_t)
+        delta_t = rho_t (r_t + discount_t V_{t+1} - V_t)
+        vs_t - V_t = delta_t + discount_t c_t (continues_t (vs_{t+1} - V_{t+1}) + inherit(links_t, vs_{t+1} - V_{t+1}))
+        advantage_t = rho_t (r_t + discount_t (V_{t+1} + lambda (vs_{t+1} - V_{t+1})) - V_t), likewise with boundaries
+
+    With pi = mu and no clipping below 1, vs_t - V_t is `generalised_advantage`.
+
+    Args:
+        log_ratio_t: log(pi / mu) of what was done; of a group the sum over its members.
+        reward_t: reward of the step.
+        discount_t: discount, 0 where the trajectory terminated in the step.
+        value_t: value before the step, by pi's critic.
+        next_value_t: value after the step, of the same trajectory: where it was truncated, of its final observation.
+        continues_t: whether row t + 1 belongs to the same trajectory.
+        trace_lambda: lambda.
+        clip_rho: greatest weight of a step's own error; it decides whose values are learned.
+        clip_c: greatest weight of what follows; it trades bias for variance only.
+        inherit: what each trajectory takes from others after the step, as in `generalised_advantage`.
+        links_t: first argument of `inherit`, for each row.
+
+    Returns:
+        The targets vs_t of the values, and the advantages of the policy gradient.
+    """
+    ratio_t = jnp.exp(log_ratio_t)
+    rho_t, c_t = jnp.minimum(ratio_t, clip_rho), trace_lambda * jnp.minimum(ratio_t, clip_c)
+    delta_t = reward_t + discount_t * next_value_t - value_t
+    error_t, following_t = _accumulate(rho_t * delta_t, discount_t * c_t, continues_t, inherit, links_t)
+    return value_t + error_t, rho_t * (delta_t + discount_t * trace_lambda * following_t)
+
+
+def _accumulate(
+    delta_t: Float[Array, "t *g"],
+    decay_t: Float[Array, "t *g"],
+    continues_t: Bool[Array, "t *g"],
+    inherit: Callable[[PyTree, Float[Array, " *g"]], Float[Array, " *g"]] | None,
+    links_t: PyTree,
+) -> tuple[Float[Array, "t *g"], Float[Array, "t *g"]]:
+    """Return x_t = delta_t + decay_t * following_t, and following_t: x_{t+1} and what the trajectory inherits."""
+
+    def backwards(later: Array, row: tuple[Array, Array, Array, PyTree]) -> tuple[Array, tuple[Array, Array]]:
         delta, decay, continues, links = row
         following = jnp.where(continues, later, 0.0)
         if inherit is not None:
             following = following + inherit(links, later)
-        advantage = delta + decay * following
-        return advantage, advantage
+        total = delta + decay * following
+        return total, (total, following)
 
-    rows = (delta_t, discount_t * gae_lambda, continues_t, links_t)
+    rows = (delta_t, decay_t, continues_t, links_t)
     return jax.lax.scan(backwards, jnp.zeros_like(delta_t[0]), rows, reverse=True)[1]
 
 

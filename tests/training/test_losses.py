@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from training.losses import clipped_policy_loss, clipped_value_loss, generalised_advantage
+from training.losses import clipped_policy_loss, clipped_value_loss, generalised_advantage, vtrace
 
 T = 9
 fixed = settings(deadline=None, derandomize=True, max_examples=40)
 numbers = st.floats(-4, 4, width=32)
 gae = jax.jit(generalised_advantage, static_argnums=5)
+corrected = jax.jit(vtrace, static_argnums=(6, 7, 8))
 of_rlax = jax.jit(rlax.truncated_generalized_advantage_estimation)
 
 
@@ -48,6 +49,48 @@ def test_a_boundary_separates_what_comes_before_from_what_comes_after(reward, va
     changed = gae(after, discount, now, following, continues, 0.5)
     np.testing.assert_array_equal(found[: cut + 1], changed[: cut + 1])
     assert (np.asarray(found[cut + 1 :]) != np.asarray(changed[cut + 1 :])).all()
+
+
+@pytest.mark.parametrize(("trace_lambda", "clip_rho"), [(1.0, 1.0), (0.9, 2.0)])
+@given(
+    reward=hnp.arrays(np.float32, (T,), elements=numbers),
+    values=hnp.arrays(np.float32, (T + 1,), elements=numbers),
+    log_ratio=hnp.arrays(np.float32, (T,), elements=st.floats(-2, 2, width=32)),
+    discount=hnp.arrays(np.float32, (T,), elements=st.sampled_from([0.0, 0.5, 0.99, 1.0])),
+)
+@fixed
+def test_vtrace_of_a_single_trajectory_is_that_of_rlax(reward, values, log_ratio, discount, trace_lambda, clip_rho):
+    reward, now, following, discount, log_ratio = map(
+        jnp.asarray, (reward, values[:-1], values[1:], discount, log_ratio)
+    )
+    expected = rlax.vtrace_td_error_and_advantage(
+        now, following, reward, discount, jnp.exp(log_ratio), trace_lambda, clip_rho, clip_rho
+    )
+    on = jnp.ones(T, bool)
+    target, advantage = corrected(log_ratio, reward, discount, now, following, on, trace_lambda, clip_rho, 1.0)
+    np.testing.assert_allclose(target - now, expected.errors, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(advantage, expected.pg_advantage, rtol=1e-5, atol=1e-4)
+
+
+def test_vtrace_of_two_lives_in_one_slot_by_hand():
+    # The first life ends in step 1; another begins in the same slot. Ratios 2 (clipped to 1), 1/2, 1/4, 1.
+    log_ratio = jnp.log(jnp.asarray([2.0, 0.5, 0.25, 1.0]))
+    reward, value = jnp.asarray([1.0, 2.0, 3.0, 4.0]), jnp.asarray([1.0, 1.0, 2.0, 1.0])
+    next_value = jnp.asarray([1.0, 0.0, 1.0, 6.0])
+    continues = jnp.asarray([True, False, True, True])
+    target, advantage = corrected(log_ratio, reward, jnp.full(4, 0.5), value, next_value, continues, 1.0, 1.0, 1.0)
+    # Backwards. Step 3: delta = 4 + 3 - 1 = 6. Step 2: delta = (3 + 1/2 - 2) / 4 = 3/8, and 1/2 * 1/4 * 6 = 3/4 on top.
+    # Step 1: delta = (2 - 1) / 2. Step 0: delta = 1 + 1/2 - 1 = 1/2, and 1/2 * 1 * 1/2 = 1/4 on top.
+    np.testing.assert_allclose(target, [1.75, 1.5, 3.125, 7.0])
+    np.testing.assert_allclose(advantage, [0.75, 0.5, 0.25 * (3.0 + 0.5 * 7.0 - 2.0), 6.0])
+
+
+def test_without_lag_vtrace_is_the_generalised_advantage():
+    rng = np.random.default_rng(1)
+    reward, value, following = (jnp.asarray(rng.normal(size=(T, 5)).astype(np.float32)) for _ in range(3))
+    discount, continues = jnp.full((T, 5), 0.9), jnp.asarray(rng.random((T, 5)) < 0.7)
+    target, _ = corrected(jnp.zeros((T, 5)), reward, discount, value, following, continues, 0.8, 1.0, 1.0)
+    np.testing.assert_allclose(target - value, gae(reward, discount, value, following, continues, 0.8), atol=1e-5)
 
 
 def test_every_trailing_index_is_a_trajectory_of_its_own():
