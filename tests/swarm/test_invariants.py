@@ -318,17 +318,19 @@ def test_the_same_key_and_actions_replay_the_episode(broad_case):
         same_bits((world, timestep), jax.tree.map(lambda x, t=t: x[t], (worlds, timesteps)), f"step {t}: ")
 
 
-def test_reset_ended_restarts_the_worlds_that_ended_and_no_other(broad_case):
-    worlds, timesteps = reset_batch(broad_case.simulator, RESET_KEYS)
-    worlds, timesteps, _ = play_batch(broad_case.simulator, worlds, timesteps, PLAY_KEYS)
+@pytest.mark.parametrize("name", ["flocking, cell grid", "battle"])
+def test_reset_ended_restarts_the_worlds_that_ended_and_no_other(name):
+    simulator = built(name).simulator
+    worlds, timesteps = reset_batch(simulator, RESET_KEYS)
+    worlds, timesteps, _ = play_batch(simulator, worlds, timesteps, PLAY_KEYS)
     ended = jnp.asarray([False, True, False])
     flagged = eqx.tree_at(lambda t: t.world_truncated, timesteps, ended)
     new_keys = jax.random.split(jax.random.key(99), 3)
-    new_worlds, new_timesteps = reset_some(broad_case.simulator, worlds, flagged, new_keys)
+    new_worlds, new_timesteps = reset_some(simulator, worlds, flagged, new_keys)
     for number in (0, 2):
         pick = functools.partial(jax.tree.map, lambda x, i=number: x[i])
         same_bits(pick((worlds, flagged)), pick((new_worlds, new_timesteps)), f"world {number}")
-    fresh, first = reset(broad_case.simulator, new_keys[1])
+    fresh, first = reset(simulator, new_keys[1])
     pick = functools.partial(jax.tree.map, lambda x: x[1])
     same_bits(fresh, pick(new_worlds))
     same_bits(first.observation, pick(new_timesteps.observation))

@@ -10,11 +10,15 @@ from swarm import evaluate, plot, train
 from training.runs import RunFolder
 
 
+# Checkpoints; each takes a third of a second.
+FEW = ["training.checkpoint_every=20"]
+
+
 @pytest.fixture(scope="module")
 def seeds(rivals, tmp_path_factory):
     """The folders of seeds 0 and 1, trained at once."""
     runs = tmp_path_factory.mktemp("seeds")
-    assert train.main([rivals, "--seeds", "2", "--runs", str(runs), "--episodes", "2"]) == 0
+    assert train.main([rivals, *FEW, "--seeds", "2", "--runs", str(runs), "--episodes", "2"]) == 0
     return sorted(runs.iterdir())
 
 
@@ -22,7 +26,7 @@ def seeds(rivals, tmp_path_factory):
 def alone(rivals, tmp_path_factory):
     """The folder of seed 1 alone."""
     runs = tmp_path_factory.mktemp("alone")
-    assert train.main([rivals, "--seed", "1", "--runs", str(runs), "--episodes", "2"]) == 0
+    assert train.main([rivals, *FEW, "--seed", "1", "--runs", str(runs), "--episodes", "2"]) == 0
     return next(runs.iterdir())
 
 
