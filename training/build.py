@@ -13,7 +13,8 @@ from swarm.scenario import AbstractPolicy
 from swarm.simulator import Simulator
 from training.config import TrainingConfig
 from training.credit import group_by
-from training.mppo import AXIS, MPPO
+from training.learner import AXIS
+from training.mppo import MPPO
 from training.restore import frozen_policy
 from training.runs import RunFolder
 from training.teams import Teams, assign
