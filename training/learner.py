@@ -10,9 +10,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from swarm.scenario import Observation
 from swarm.simulator import Simulator
 from training.config import TrainingConfig
-from training.credit import GroupBy, Membership, Trajectory, advantages, n_streams, reward_streams
+from training.credit import GroupBy, Membership, Trajectory, advantages, n_streams, reward_streams, separate
 from training.distributions import AbstractDistribution, distribution_of
 from training.mixing import OwnWeight
 from training.networks import Minds, Network
@@ -31,6 +32,7 @@ class Learned(eqx.Module):
         optimizer: state of the optimiser.
         scale: of the values; stays 1 unless values are normalised.
         own_weight: of the own reward; None unless it is learned.
+        behind: parameters before the last updates, oldest first, along a leading axis; None unless actors lag.
         key: of the run; never advanced, draws fold in the number of the update.
         n_updates: updates done.
     """
@@ -39,6 +41,7 @@ class Learned(eqx.Module):
     optimizer: PyTree
     scale: ValueScale
     own_weight: OwnWeight | None
+    behind: PyTree
     key: Key[Array, ""]
     n_updates: Int[Array, ""]
 
@@ -57,6 +60,32 @@ class Groups(eqx.Module):
     log_prob: Float[Array, "*t g"]
     valid: Bool[Array, "*t g"]
     acts: Bool[Array, "*t g"]
+
+
+class Rows(eqx.Module):
+    """What networks must see of steps to say anew what to do and to expect; leading axes of any part of a rollout.
+
+    Attributes:
+        observation: what was seen.
+        raw: the draw, per entity.
+        mind: number of the network that acted, per entity.
+        fresh: whether an entity's memory starts from nothing.
+        index: group slot per entity.
+        valid: a member of the group lived.
+    """
+
+    observation: Observation
+    raw: Int[Array, "..."] | Float[Array, "..."]
+    mind: Int[Array, "*b n"]
+    fresh: Bool[Array, "*b n"]
+    index: Int[Array, "*b n"]
+    valid: Bool[Array, "*b g"]
+
+    @classmethod
+    def of(cls, experience: Experience, valid: Bool[Array, "t b g"]) -> "Rows":
+        """All steps of a rollout."""
+        r = experience.rollout
+        return cls(r.observation, r.raw, r.mind, r.fresh, r.membership.index, valid)
 
 
 class AbstractLearner(eqx.Module):
@@ -82,7 +111,7 @@ class AbstractLearner(eqx.Module):
     def optimizer(self) -> optax.GradientTransformation:
         """Adam with clipped gradients and, if set, a falling learning rate."""
         c = self.config
-        n_steps = c.n_updates * c.epochs * c.minibatches
+        n_steps = c.n_updates * c.epochs * self.n_parts
         rate = optax.linear_schedule(c.learning_rate, 0.0, n_steps) if "learning_rate" in c.anneal else c.learning_rate
         return optax.chain(optax.clip_by_global_norm(c.max_grad_norm), optax.adam(rate, eps=1e-5))
 
@@ -129,7 +158,9 @@ class AbstractLearner(eqx.Module):
         minds = Minds(tuple(build(k) for k in keys), self.of_team, self.simulator.rules.capacities)
         optimizer = self.optimizer.init(eqx.filter(minds, eqx.is_inexact_array))
         own_weight = OwnWeight.start(credit.own_weight) if credit.learn_own_weight else None
-        return Learned(minds, optimizer, ValueScale.start(n_streams(credit)), own_weight, key, jnp.int32(0))
+        return Learned(
+            minds, optimizer, ValueScale.start(n_streams(credit)), own_weight, self.behind(minds), key, jnp.int32(0)
+        )
 
     @eqx.filter_jit
     def update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
@@ -182,17 +213,25 @@ class AbstractLearner(eqx.Module):
 
     @property
     def n_parts(self) -> int:
-        """Parts of a rollout before each of which the memory is kept."""
+        """Parts that a rollout is learned from in each pass; the memory is kept before each."""
         return 1
+
+    def behind(self, minds: Minds) -> PyTree:
+        """What is kept of parameters that were."""
+        return None
 
     @abc.abstractmethod
     def learn(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
         """Learn from experience; returns losses and statistics, too. The number of updates is counted elsewhere."""
 
+    def acting(self, learned: Learned) -> Minds:
+        """The networks that collect experience."""
+        return learned.network
+
     def collect(self, learned: Learned, actors: Actors) -> tuple[Actors, Experience]:
         """Step the worlds for a rollout."""
         act_base = jax.random.fold_in(run_key(learned.key, 2), learned.n_updates)
-        stage, reset_base = self.stage(learned.network), run_key(learned.key, 1)
+        stage, reset_base = self.stage(self.acting(learned)), run_key(learned.key, 1)
         return collect(stage, actors, reset_base, act_base, self.config.rollout, self.n_parts)
 
     def _update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
@@ -225,14 +264,14 @@ class AbstractLearner(eqx.Module):
         last_value: Float[Array, "b g v"],
         log_ratio: Float[Array, "t b g"] | None = None,
     ) -> tuple[Array, Array, Array]:
-        """Return advantages, targets and values; [t, b, g, v].
+        """Return advantages, targets and values, separated as the settings say; [t, b, g, v].
 
         Args:
             scale: of the values.
             experience: the rollout.
             groups: its quantities.
-            value: before each step, as the critic says it.
-            last_value: after the last.
+            value: before each step, in units of reward.
+            last_value: after the last, as the critic says it.
             log_ratio: of the policy that learns to the one that acted, to correct for the difference; None: the same.
         """
         c, rollout, last = self.config, experience.rollout, experience.last
@@ -241,7 +280,7 @@ class AbstractLearner(eqx.Module):
         people = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), rollout.people, last.people)
         streams = (
             reward_streams(groups.reward, valid, c.credit),
-            scale.restore(value, valid),
+            value,
             scale.restore(rollout.final_value, rollout.final_valid),
         )
         rows = valid, rollout.membership.identity, rollout.final_valid, rollout.ended, people, log_ratio
@@ -269,6 +308,28 @@ class AbstractLearner(eqx.Module):
         return jax.vmap(of_world, in_axes=(1, 1, 0, 0, 0), out_axes=1)(
             streams, rows, scale.restore(last_value, last_valid), last_valid, last.membership.identity
         )
+
+    def evaluate(
+        self, network: Minds, rows: Rows, state: Float[Array, "b n m"], scale: ValueScale
+    ) -> tuple[Array, Array, Array]:
+        """Return log-probability and entropy [s, b, g], separated as the settings say, and values [s, b, g, v]."""
+        credit, valid, n_groups = self.config.credit, rows.valid, rows.valid.shape[-1]
+        parameters, value = network.unroll(rows.observation, rows.mind, rows.index, n_groups, state, rows.fresh)
+        log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, rows.observation.action_mask, rows.raw)
+
+        def total(index: Array, values: Array) -> Array:
+            return Membership(index, jnp.zeros(n_groups, jnp.int32)).total(values)
+
+        log_prob, entropy = (jax.vmap(jax.vmap(total))(rows.index, x) for x in (log_prob, entropy))
+        return (
+            separate(log_prob, valid, credit.log_prob),
+            separate(entropy, valid, credit.entropy),
+            scale.restore(value, valid),
+        )
+
+    def separate_values(self, value: Float[Array, "*b g v"], valid: Bool[Array, "*b g"]) -> Float[Array, "*b g v"]:
+        """Each group's own values, or the sum over all, as the settings say."""
+        return jax.vmap(lambda v: separate(v, valid, self.config.credit.value), in_axes=-1, out_axes=-1)(value)
 
     def statistics(self, experience: Experience, groups: Groups, target: Array, value: Array) -> dict[str, Array]:
         """How well values fit, and how many there are."""

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from swarm.scenario import Observation
-from training.credit import Membership, separate
-from training.learner import AbstractLearner, Learned, count, mean_over, over_devices, run_key, variance_over
+from training.credit import separate
+from training.learner import AbstractLearner, Learned, Rows, count, mean_over, over_devices, run_key, variance_over
 from training.losses import clipped_policy_loss, clipped_value_loss
 from training.mixing import OwnWeight
 from training.networks import Minds
@@ -26,29 +25,19 @@ class Batch(eqx.Module):
     """What the loss needs of each time step; leading axes of a rollout, of a minibatch or of a part of either.
 
     Attributes:
-        observation: what was seen.
-        raw: the draw, per entity.
-        mind: number of the network that acted, per entity.
-        fresh: whether an entity's memory starts from nothing.
-        index: group slot per entity.
+        rows: what was seen and done.
         old_log_prob: per group, separated as the credit settings say.
         old_value: likewise, per stream.
         advantage: normalised, per stream.
         target: of the value, per stream.
-        valid: a member lived.
         acts: a member had a choice; only such steps count for the policy.
     """
 
-    observation: Observation
-    raw: Int[Array, "..."] | Float[Array, "..."]
-    mind: Int[Array, "*b n"]
-    fresh: Bool[Array, "*b n"]
-    index: Int[Array, "*b n"]
+    rows: Rows
     old_log_prob: Float[Array, "*b g"]
     old_value: Float[Array, "*b g v"]
     advantage: Float[Array, "*b g v"]
     target: Float[Array, "*b g v"]
-    valid: Bool[Array, "*b g"]
     acts: Bool[Array, "*b g"]
 
 
@@ -73,7 +62,7 @@ class MPPO(AbstractLearner):
 
     @property
     def n_parts(self) -> int:
-        """One for each minibatch: with a memory it is made of such parts."""
+        """One for each minibatch."""
         return self.config.minibatches
 
     def learn(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
@@ -89,8 +78,8 @@ class MPPO(AbstractLearner):
         c, rollout = self.config, experience.rollout
         groups = self.groups(experience)
         valid, acts = groups.valid, groups.acts
-        last_value = self.last_value(learned.network, experience)
-        advantage, target, old_value = self.assign(learned.scale, experience, groups, rollout.value, last_value)
+        value, last_value = learned.scale.restore(rollout.value, valid), self.last_value(learned.network, experience)
+        advantage, target, old_value = self.assign(learned.scale, experience, groups, value, last_value)
         moments = [mean_over(x, valid[..., None]) for x in (target, jnp.square(target))]
         scale = learned.scale.update(*moments) if c.normalise_value else learned.scale
         statistics = self.statistics(experience, groups, target, old_value)
@@ -98,16 +87,11 @@ class MPPO(AbstractLearner):
             mean, variance = mean_over(advantage, acts[..., None]), variance_over(advantage, acts[..., None])
             advantage = (advantage - mean[None, None, None]) / jnp.sqrt(variance[None, None, None] + 1e-8)
         batch = Batch(
-            observation=rollout.observation,
-            raw=rollout.raw,
-            mind=rollout.mind,
-            fresh=rollout.fresh,
-            index=rollout.membership.index,
+            rows=Rows.of(experience, valid),
             old_log_prob=separate(groups.log_prob, valid, c.credit.log_prob),
             old_value=old_value,
             advantage=advantage,
             target=target,
-            valid=valid,
             acts=acts,
         )
         return batch, scale, statistics
@@ -218,12 +202,13 @@ class MPPO(AbstractLearner):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """This device's part of the loss: sums over its entries, divided by the number on all devices."""
         c = self.config
-        log_prob, entropy, value = self._evaluate(eqx.combine(params, static), batch, state, weights)
+        log_prob, entropy, value = self.evaluate(eqx.combine(params, static), batch.rows, state, weights.values)
+        value = self.separate_values(value, batch.rows.valid)
         advantage = jnp.sum(batch.advantage * weights.streams[None, None, None], axis=-1)
         policy = clipped_policy_loss(log_prob, batch.old_log_prob, advantage, weights.clip)
         scale = weights.values.scale[None, None, None]
         values = clipped_value_loss(value / scale, batch.old_value / scale, batch.target / scale, c.value_clip)
-        n_acts, n_valid = count(batch.acts), count(batch.valid)
+        n_acts, n_valid = count(batch.acts), count(batch.rows.valid)
 
         def mean(x: Array, mask: Array, n: Array) -> Array:
             return jnp.sum(jnp.where(mask, x, 0.0)) / n
@@ -232,33 +217,13 @@ class MPPO(AbstractLearner):
         clipped = (jnp.abs(jnp.expm1(ratio)) > weights.clip).astype(jnp.float32)
         metrics = {
             "policy_loss": mean(policy, batch.acts, n_acts),
-            "value_loss": mean(jnp.sum(values, axis=-1), batch.valid, n_valid),
+            "value_loss": mean(jnp.sum(values, axis=-1), batch.rows.valid, n_valid),
             "entropy": mean(entropy, batch.acts, n_acts),
             "kl": mean(jnp.expm1(ratio) - ratio, batch.acts, n_acts),
             "clip_fraction": mean(clipped, batch.acts, n_acts),
         }
         loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - weights.entropy * metrics["entropy"]
         return loss, metrics | {"loss": loss}
-
-    def _evaluate(
-        self, network: Minds, batch: Batch, state: Float[Array, "b n m"], weights: Weights
-    ) -> tuple[Array, Array, Array]:
-        """Return log-probability and entropy [s, b, g] and value [s, b, g, v], separated as the settings say."""
-        credit, n_groups = self.config.credit, batch.valid.shape[-1]
-        parameters, value = network.unroll(batch.observation, batch.mind, batch.index, n_groups, state, batch.fresh)
-        mask = batch.observation.action_mask
-        log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, mask, batch.raw)
-
-        def total(index: Array, values: Array) -> Array:
-            return Membership(index, jnp.zeros(n_groups, jnp.int32)).total(values)
-
-        log_prob, entropy = (jax.vmap(jax.vmap(total))(batch.index, x) for x in (log_prob, entropy))
-        value = weights.values.restore(value, batch.valid)
-        return (
-            separate(log_prob, batch.valid, credit.log_prob),
-            separate(entropy, batch.valid, credit.entropy),
-            jax.vmap(lambda v: separate(v, batch.valid, credit.value), in_axes=-1, out_axes=-1)(value),
-        )
 
 
 def _mixture(own_weight: OwnWeight | None) -> Float[Array, " v"]:
