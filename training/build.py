@@ -13,13 +13,15 @@ from swarm.scenario import AbstractPolicy
 from swarm.simulator import Simulator
 from training.config import TrainingConfig
 from training.credit import group_by
-from training.mppo import AXIS, MPPO
+from training.impala import IMPALA
+from training.learner import AXIS, AbstractLearner
+from training.mppo import MPPO
 from training.restore import frozen_policy
 from training.runs import RunFolder
 from training.teams import Teams, assign
 
 
-def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1) -> MPPO:
+def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1) -> AbstractLearner:
     """Build the learner on the first `n_devices` devices.
 
     Raises:
@@ -43,7 +45,8 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
     )
     teams = build_teams(scenario, config, simulator)
     mesh = Mesh(np.asarray(devices[:n_devices]), (AXIS,))
-    learner = MPPO(simulator, grouping, teams.opponents, teams.of_team, config, mesh)
+    learner_class = IMPALA if config.algorithm == "impala" else MPPO
+    learner = learner_class(simulator, grouping, teams.opponents, teams.of_team, config, mesh)
     # Before any compilation: whether the network finds what it reads.
     jax.eval_shape(learner.init_learned, 0)
     return learner

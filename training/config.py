@@ -86,14 +86,27 @@ class NetworkTable(Table):
         return encoders
 
 
+class ImpalaTable(Table):
+    """Of IMPALA.
+
+    Attributes:
+        vtrace: correct for the difference between the policy that acted and the one that learns.
+        lag: updates by which the parameters that act are older than those that learn.
+    """
+
+    vtrace: bool = True
+    lag: int = pydantic.Field(default=0, ge=0)
+
+
 class TrainingConfig(Table):
-    """Settings of PPO; `training/recipes/mppo.toml` says what each is for.
+    """Settings of a learner; `training/recipes/mppo.toml` says what each is for.
 
     `teams` names who acts for each team (one name: for all): `learn`, `learn:NAME` for a network of its own,
     `scripted`, `random`, or the folder of a run, whose last policy acts and stays as it is.
     """
 
     recipe: str
+    algorithm: Literal["ppo", "impala"] = "ppo"
     steps: int = pydantic.Field(ge=1)
     worlds: int = pydantic.Field(ge=1)
     rollout: int = pydantic.Field(ge=1)
@@ -119,6 +132,13 @@ class TrainingConfig(Table):
     teams: list[str] = pydantic.Field(min_length=1)
     credit: CreditTable
     network: NetworkTable
+    impala: ImpalaTable = ImpalaTable()
+
+    @pydantic.model_validator(mode="after")
+    def _one_stream(self) -> "TrainingConfig":
+        if self.algorithm == "impala" and self.credit.learn_own_weight:
+            raise ValueError('credit.learn_own_weight = true: only algorithm = "ppo" learns it')
+        return self
 
     @pydantic.model_validator(mode="after")
     def _minibatches_divide(self) -> "TrainingConfig":

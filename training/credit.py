@@ -17,7 +17,7 @@ from swarm.grouping import RULES, AbstractGrouping, Nodes
 from swarm.hierarchy import broadcast_groups, reduce_groups
 from swarm.scenario import World
 from training.config import CreditTable
-from training.losses import generalised_advantage
+from training.losses import generalised_advantage, vtrace
 
 Separable = Literal["reward", "value", "log_prob", "entropy", "advantage", "done"]
 
@@ -239,6 +239,7 @@ def advantages(
     gae_lambda: float,
     people: People | None = None,
     n_teams: int = 1,
+    log_ratio: Float[Array, "t g"] | None = None,
 ) -> tuple[Float[Array, "t g"], Float[Array, "t g"], Float[Array, "t g"]]:
     """Return advantage, value target and (separated) value of each step of one world's trajectories.
 
@@ -252,6 +253,7 @@ def advantages(
         gae_lambda: lambda.
         people: who the members are; needed where something passes between trajectories.
         n_teams: number of teams.
+        log_ratio: of the policy that learns to the one that acted: advantages by V-trace; None: the generalised ones.
     """
     valid, reward = trajectory.valid, trajectory.reward
     value = separate(trajectory.value, valid, credit.value)
@@ -273,8 +275,12 @@ def advantages(
         lives = jnp.concatenate([valid, last_valid[None]])
         links = Links.between(people, same & ~trajectory.ended[:, None], lives, trajectory.ended)
         next_value = next_value + jax.vmap(take)(links, following)
-    advantage = generalised_advantage(reward, gamma, value, next_value, continues, gae_lambda, take, links)
-    target = advantage + value
+    rows = reward, gamma, value, next_value, continues, gae_lambda
+    if log_ratio is None:
+        advantage = generalised_advantage(*rows, take, links)
+        target = advantage + value
+    else:
+        target, advantage = vtrace(log_ratio, *rows, inherit=take, links_t=links)
     if credit.advantage == "global":
         n_valid = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
         advantage = separate(advantage, valid, "global") / n_valid

@@ -16,7 +16,7 @@ from swarm.errors import RunError
 from swarm.interrupts import stop_requested
 from swarm.status import explain
 from training.evaluation import VALIDATION, evaluate
-from training.mppo import MPPO, Learned
+from training.learner import AbstractLearner, Learned
 from training.networks import Minds
 from training.progress import Progress
 from training.rollout import Actors
@@ -38,7 +38,7 @@ class Run:
         rows: lines of metrics of updates before this process.
     """
 
-    def __init__(self, learner: MPPO, folder: RunFolder, seed: int) -> None:
+    def __init__(self, learner: AbstractLearner, folder: RunFolder, seed: int) -> None:
         self.learner, self.folder = learner, folder
         self.checkpoints = Checkpoints(folder, learner.config.keep_checkpoints)
         self.best = Checkpoints.best(folder)

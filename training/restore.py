@@ -10,7 +10,8 @@ from swarm.errors import RunError
 from swarm.simulator import Simulator
 from training.config import load_training
 from training.credit import GroupBy
-from training.mppo import AXIS, MPPO
+from training.learner import AXIS
+from training.mppo import MPPO
 from training.networks import Minds
 from training.policy import NetworkPolicy
 from training.runs import Checkpoints, RunFolder

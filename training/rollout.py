@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from swarm.entities import Entities
 from swarm.scenario import Observation, TimeStep, World
 from swarm.simulator import Simulator, for_each_marked
 from training.credit import GroupBy, Membership, People
@@ -69,12 +70,50 @@ class Rollout(eqx.Module):
     ended: Bool[Array, "*t"]
 
 
+class Last(eqx.Module):
+    """How the worlds stand after a rollout, as far as values need it; leading axis b.
+
+    Attributes:
+        observation: what is seen, as far as the networks read it.
+        mind: number of the network that acts for the entity; -1: none.
+        membership: who belongs to which group slot.
+        people: who they are.
+        state: what the networks remember.
+        fresh: whether a memory was another's.
+    """
+
+    observation: Observation
+    mind: Int[Array, "b n"]
+    membership: Membership
+    people: People
+    state: Float[Array, "b n m"]
+    fresh: Bool[Array, "b n"]
+
+
 class EpisodeSums(eqx.Module):
     """Sums over the episodes that ended: their number, their metrics, and the status bits they left."""
 
     count: Float[Array, ""]
     metrics: dict[str, Float[Array, ""]]
     status: Int[Array, " bits"]
+
+
+class Experience(eqx.Module):
+    """All that a learner needs of a rollout; p, t, b lead.
+
+    Attributes:
+        rollout: the steps.
+        state: memory before each of p equal parts.
+        last: how the worlds stand after it.
+        index: numbers of the worlds.
+        sums: over the episodes that ended.
+    """
+
+    rollout: Rollout
+    state: Float[Array, "p b n m"]
+    last: Last
+    index: Int[Array, " b"]
+    sums: EpisodeSums
 
 
 class Stage(eqx.Module):
@@ -128,7 +167,7 @@ def _start_opponents(stage: Stage, n_slots: int) -> PyTree:
 
 def collect(
     stage: Stage, actors: Actors, reset_base: Key[Array, ""], act_base: Key[Array, ""], n_steps: int, n_parts: int
-) -> tuple[Actors, Rollout, Float[Array, "p b n m"], EpisodeSums]:
+) -> tuple[Actors, Experience]:
     """Step a batch of worlds `n_steps` times.
 
     Args:
@@ -140,7 +179,7 @@ def collect(
         n_parts: p, equal parts of the steps.
 
     Returns:
-        The worlds, their experience, the memory before each of the parts, and a tally of the episodes that ended.
+        The worlds, and their experience.
     """
 
     def body(carry: tuple[Actors, EpisodeSums], t: Array) -> tuple[tuple[Actors, EpisodeSums], Rollout]:
@@ -157,7 +196,21 @@ def collect(
     times = jnp.arange(n_steps).reshape(n_parts, -1)
     (actors, sums), (state, rollout) = jax.lax.scan(part, (actors, sums), times)
     rollout = jax.tree.map(lambda x: x.reshape(n_steps, *x.shape[2:]), rollout)
-    return actors, rollout, state, sums
+    return actors, Experience(rollout, state, _last(stage, actors), actors.index, sums)
+
+
+def _last(stage: Stage, actors: Actors) -> Last:
+    observation, entities = actors.timestep.observation, actors.world.entities
+    membership, mind = jax.vmap(stage.members)(actors.world, observation.alive)
+    people = _people(membership, entities)
+    fresh = actors.memory.uid != entities.uid
+    return Last(stage.minds.keep(observation), mind, membership, people, actors.memory.state, fresh)
+
+
+def _people(membership: Membership, entities: Entities) -> People:
+    nobody = jnp.full_like(entities.uid, -1)
+    builder = nobody if entities.builder is None else entities.builder
+    return People(membership.index, entities.uid, entities.team, builder)
 
 
 def _step(
@@ -188,8 +241,6 @@ def _step(
     )
     final = (jnp.zeros_like(value), jnp.zeros(value.shape[:-1], bool))
     after, sums, final = _finish(stage, reset_base, after, sums, membership.identity, final)
-    nobody = jnp.full_like(entities.uid, -1)
-    builder = nobody if entities.builder is None else entities.builder
     rows = Rollout(
         observation=stage.minds.keep(observation),
         raw=raw,
@@ -199,7 +250,7 @@ def _step(
         mind=mind,
         fresh=fresh,
         membership=membership,
-        people=People(membership.index, entities.uid, entities.team, builder),
+        people=_people(membership, entities),
         final_value=final[0],
         final_valid=final[1],
         ended=timestep.ended,

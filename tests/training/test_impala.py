@@ -1,0 +1,65 @@
+"""IMPALA: lagging actors and their correction, on the probe game."""
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+
+from swarm.config import load
+from training.build import build_learner
+from training.config import load_training
+
+SETTINGS = {"training.recipe": "impala", "training.epochs": 1, "training.learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_a_hurry():
+    """Programs that run for a second need not be fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def run(rivals, n_updates, n_devices=1, **settings):
+    overrides = {f"training.{k.replace('__', '.')}": v for k, v in settings.items()}
+    scenario = load(rivals, SETTINGS | overrides)
+    learner = build_learner(scenario, load_training(scenario), n_devices)
+    (learned, actors), rows = learner.init(0), []
+    for _ in range(n_updates):
+        learned, actors, metrics = learner.update(learned, actors)
+        rows.append(metrics)
+    return learned, rows
+
+
+def parameters(learned):
+    return [np.asarray(x) for x in jax.tree.leaves(eqx.filter(learned.network, eqx.is_inexact_array))]
+
+
+def test_without_lag_there_is_nothing_to_correct(rivals):
+    corrected, rows = run(rivals, 6, impala__vtrace=True)
+    plain, _ = run(rivals, 6, impala__vtrace=False)
+    for a, b in zip(parameters(corrected), parameters(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert all(float(row["kl"]) < 1e-6 for row in rows)
+
+
+def test_values_are_of_the_policy_that_learns_though_another_acts(rivals):
+    # Both learn to take: each gets 1 - 2 a step, for ever (truncation is bootstrapped), so -1 / (1 - 0.5).
+    learned, rows = run(rivals, 80, impala__lag=4, steps=16384, learning_rate=3e-2, discount=0.5, reward_scale=1.0)
+    assert max(float(row["kl"]) for row in rows) > 1e-4
+    assert float(rows[-1]["value"]) == pytest.approx(-2.0, abs=0.3)
+    assert jax.tree.leaves(learned.behind)[0].shape[0] == 4
+
+
+def test_actors_lag_by_as_many_updates_as_they_are_told(rivals):
+    learned, _ = run(rivals, 3, impala__lag=2)
+    before, _ = run(rivals, 1, impala__lag=2)
+    oldest = [np.asarray(x)[0] for x in jax.tree.leaves(learned.behind)]
+    for a, b in zip(oldest, parameters(before), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_one_and_eight_devices_learn_the_same_parameters(rivals):
+    one, eight = (parameters(run(rivals, 10, n, impala__lag=1, normalise_value=True)[0]) for n in (1, 8))
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

@@ -1,0 +1,108 @@
+"""IMPALA: actors may lag behind the learner, which corrects for that by V-trace (Espeholt et al. 2018), by group."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from training.credit import separate
+from training.learner import AbstractLearner, Groups, Learned, Rows, count, mean_over, over_devices, variance_over
+from training.networks import Minds
+from training.normalise import ValueScale
+from training.rollout import Experience
+
+
+class IMPALA(AbstractLearner):
+    """A step of the optimiser on each rollout as a whole (or some, `epochs`), by the policy gradient with V-trace.
+
+    In this deterministic form rollouts and steps take turns, and experience is made with the parameters of `impala.lag`
+    updates before.
+    """
+
+    def behind(self, minds: Minds) -> PyTree:
+        """As many copies as actors lag."""
+        if not self.config.impala.lag:
+            return None
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (self.config.impala.lag, *x.shape)), eqx.filter(minds, eqx.is_inexact_array)
+        )
+
+    def acting(self, learned: Learned) -> Minds:
+        """The oldest parameters kept."""
+        if learned.behind is None:
+            return learned.network
+        static = eqx.filter(learned.network, eqx.is_inexact_array, inverse=True)
+        return eqx.combine(jax.tree.map(lambda x: x[0], learned.behind), static)
+
+    def learn(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
+        """Say anew what to do and to expect, correct, and follow the gradient."""
+        groups = self.groups(experience)
+        params, static = eqx.partition(learned.network, eqx.is_inexact_array)
+        left = jnp.maximum(1.0 - learned.n_updates / self.config.n_updates, 0.0)
+        entropy_weight = jnp.float32(self.config.entropy_weight) * (
+            left if "entropy_weight" in self.config.anneal else 1.0
+        )
+
+        def step(carry: tuple[PyTree, PyTree, ValueScale], _: None) -> tuple[tuple, dict[str, Array]]:
+            params, optimizer, scale = carry
+            gradient, (metrics, target, value) = jax.grad(self._loss, has_aux=True)(
+                params, static, experience, groups, scale, entropy_weight
+            )
+            gradient, metrics = jax.tree.map(over_devices, (gradient, metrics))
+            change, optimizer = self.optimizer.update(gradient, optimizer, params)
+            if self.config.normalise_value:
+                scale = scale.update(*(mean_over(x, groups.valid[..., None]) for x in (target, jnp.square(target))))
+            metrics |= self.statistics(experience, groups, target, value) | {"grad_norm": optax.tree.norm(gradient)}
+            return (optax.apply_updates(params, change), optimizer, scale), metrics
+
+        carry = params, learned.optimizer, learned.scale
+        (params, optimizer, scale), metrics = jax.lax.scan(step, carry, length=self.config.epochs)
+        behind = learned.behind
+        if behind is not None:
+            now = eqx.filter(learned.network, eqx.is_inexact_array)
+            behind = jax.tree.map(lambda old, x: jnp.concatenate([old[1:], x[None]]), behind, now)
+        new = eqx.combine(params, static), optimizer, scale, behind
+        parts = lambda x: (x.network, x.optimizer, x.scale, x.behind)  # noqa: E731
+        learned = eqx.tree_at(parts, learned, new, is_leaf=lambda x: x is None)
+        return learned, {name: jnp.mean(x) for name, x in metrics.items()}
+
+    def _loss(
+        self,
+        params: PyTree,
+        static: PyTree,
+        experience: Experience,
+        groups: Groups,
+        scale: ValueScale,
+        entropy_weight: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "t b g v"], Float[Array, "t b g v"]]]:
+        """This device's part of the loss: sums over its entries, divided by the number on all devices.
+
+        Returns the targets and the values, too.
+        """
+        c, network, valid, acts = self.config, eqx.combine(params, static), groups.valid, groups.acts
+        log_prob, entropy, value = self.evaluate(network, Rows.of(experience, valid), experience.state[0], scale)
+        log_ratio = jax.lax.stop_gradient(log_prob - separate(groups.log_prob, valid, c.credit.log_prob))
+        expected = jax.lax.stop_gradient((value, self.last_value(network, experience)))
+        corrects = log_ratio if c.impala.vtrace else None
+        advantage, target, _ = self.assign(scale, experience, groups, *expected, corrects)
+        value = self.separate_values(value, valid)
+        if c.normalise_advantage:
+            mean, variance = mean_over(advantage, acts[..., None]), variance_over(advantage, acts[..., None])
+            advantage = (advantage - mean[None, None, None]) / jnp.sqrt(variance[None, None, None] + 1e-8)
+        error = jnp.square((value - target) / scale.scale[None, None, None])
+        n_acts, n_valid = count(acts), count(valid)
+
+        def mean_of(x: Array, mask: Array, n: Array) -> Array:
+            return jnp.sum(jnp.where(mask, x, 0.0)) / n
+
+        ratio = jnp.exp(log_ratio)
+        metrics = {
+            "policy_loss": mean_of(-advantage[..., 0] * log_prob, acts, n_acts),
+            "value_loss": mean_of(error[..., 0], valid, n_valid),
+            "entropy": mean_of(entropy, acts, n_acts),
+            "kl": mean_of(ratio - 1.0 - log_ratio, acts, n_acts),
+            "clip_fraction": mean_of((ratio > 1.0).astype(jnp.float32), acts, n_acts),
+        }
+        loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - entropy_weight * metrics["entropy"]
+        return loss, (metrics | {"loss": loss}, target, jax.lax.stop_gradient(value))

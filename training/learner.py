@@ -1,0 +1,392 @@
+"""What all learners share: parameters and worlds on devices, one compiled update, credit for experience."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from swarm.scenario import Observation
+from swarm.simulator import Simulator
+from training.config import TrainingConfig
+from training.credit import GroupBy, Membership, Trajectory, advantages, n_streams, reward_streams, separate
+from training.distributions import AbstractDistribution, distribution_of
+from training.mixing import OwnWeight
+from training.networks import Minds, Network
+from training.normalise import ValueScale
+from training.policy import TeamPolicy
+from training.rollout import Actors, EpisodeSums, Experience, Stage, collect, start
+
+AXIS = "world"
+
+
+class Learned(eqx.Module):
+    """What is learned, the same on every device.
+
+    Attributes:
+        network: parameters.
+        optimizer: state of the optimiser.
+        scale: of the values; stays 1 unless values are normalised.
+        own_weight: of the own reward; None unless it is learned.
+        behind: parameters before the last updates, oldest first, along a leading axis; None unless actors lag.
+        key: of the run; never advanced, draws fold in the number of the update.
+        n_updates: updates done.
+    """
+
+    network: Minds
+    optimizer: PyTree
+    scale: ValueScale
+    own_weight: OwnWeight | None
+    behind: PyTree
+    key: Key[Array, ""]
+    n_updates: Int[Array, ""]
+
+
+class Groups(eqx.Module):
+    """Experience by group slot, before credit is assigned.
+
+    Attributes:
+        reward: sum over the members, scaled.
+        log_prob: of all that the members did, when they did it.
+        valid: a member lived.
+        acts: a member had a choice; only such steps count for the policy.
+    """
+
+    reward: Float[Array, "*t g"]
+    log_prob: Float[Array, "*t g"]
+    valid: Bool[Array, "*t g"]
+    acts: Bool[Array, "*t g"]
+
+
+class Rows(eqx.Module):
+    """What networks must see of steps to say anew what to do and to expect; leading axes of any part of a rollout.
+
+    Attributes:
+        observation: what was seen.
+        raw: the draw, per entity.
+        mind: number of the network that acted, per entity.
+        fresh: whether an entity's memory starts from nothing.
+        index: group slot per entity.
+        valid: a member of the group lived.
+    """
+
+    observation: Observation
+    raw: Int[Array, "..."] | Float[Array, "..."]
+    mind: Int[Array, "*b n"]
+    fresh: Bool[Array, "*b n"]
+    index: Int[Array, "*b n"]
+    valid: Bool[Array, "*b g"]
+
+    @classmethod
+    def of(cls, experience: Experience, valid: Bool[Array, "t b g"]) -> "Rows":
+        """All steps of a rollout."""
+        r = experience.rollout
+        return cls(r.observation, r.raw, r.mind, r.fresh, r.membership.index, valid)
+
+
+class AbstractLearner(eqx.Module):
+    """The learner: `init(seed)`, then `update` again and again.
+
+    Attributes:
+        simulator: of one world.
+        grouping: whose trajectories there are.
+        of_team: number of each team's network; -1: an opponent.
+        opponents: acts for the teams that do not learn; None where all learn.
+        config: settings.
+        mesh: devices; worlds are sharded over them, what is learned is on each.
+    """
+
+    simulator: Simulator
+    grouping: GroupBy
+    opponents: TeamPolicy | None
+    of_team: tuple[int, ...] = eqx.field(static=True)
+    config: TrainingConfig = eqx.field(static=True)
+    mesh: Mesh = eqx.field(static=True)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam with clipped gradients and, if set, a falling learning rate."""
+        c = self.config
+        n_steps = c.n_updates * c.epochs * self.n_parts
+        rate = optax.linear_schedule(c.learning_rate, 0.0, n_steps) if "learning_rate" in c.anneal else c.learning_rate
+        return optax.chain(optax.clip_by_global_norm(c.max_grad_norm), optax.adam(rate, eps=1e-5))
+
+    @property
+    def distribution(self) -> AbstractDistribution:
+        """Of the actions."""
+        return distribution_of(self.simulator.rules)
+
+    def stage(self, minds: Minds) -> Stage:
+        """What acts, and where."""
+        return Stage(self.simulator, self.grouping, minds, self.distribution, self.opponents)
+
+    def init(self, seed: int) -> tuple[Learned, Actors]:
+        """Return a fresh learner and its worlds, placed on the mesh."""
+        learned = self.init_learned(seed)
+        worlds = jnp.arange(self.config.worlds)
+        actors = eqx.filter_jit(start)(self.stage(learned.network), run_key(learned.key, 1), worlds)
+        return self.place(learned, actors)
+
+    def place(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors]:
+        """Put what is learned on every device, and a share of the worlds on each."""
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        sharded = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        return eqx.filter_shard(learned, replicated), eqx.filter_shard(actors, sharded)
+
+    @eqx.filter_jit
+    def init_learned(self, seed: int | Int[Array, ""]) -> Learned:
+        """Return fresh parameters and optimiser."""
+        key, credit = jax.random.key(seed), self.config.credit
+        _, timestep = self.simulator.reset(key)
+
+        def build(key: Key[Array, ""]) -> Network:
+            return Network.build(
+                self.config.network,
+                self.simulator.rules,
+                timestep.observation,
+                n_parameters=self.distribution.n_parameters,
+                n_values=n_streams(credit),
+                key=key,
+            )
+
+        first = run_key(key, 0)
+        keys = [first, *(jax.random.fold_in(first, i) for i in range(1, max(self.of_team) + 1))]
+        minds = Minds(tuple(build(k) for k in keys), self.of_team, self.simulator.rules.capacities)
+        optimizer = self.optimizer.init(eqx.filter(minds, eqx.is_inexact_array))
+        own_weight = OwnWeight.start(credit.own_weight) if credit.learn_own_weight else None
+        return Learned(
+            minds, optimizer, ValueScale.start(n_streams(credit)), own_weight, self.behind(minds), key, jnp.int32(0)
+        )
+
+    @eqx.filter_jit
+    def update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
+        """Collect a rollout and learn from it.
+
+        Returns:
+            The new learner and worlds, and metrics: losses and statistics of the update, and under `episode` sums
+            over the episodes that ended (`count`, `metrics`, `status`).
+        """
+        dynamic, static = eqx.partition(learned, eqx.is_array)
+        shared, split = PartitionSpec(), PartitionSpec(AXIS)
+
+        def program(dynamic: PyTree, actors: Actors) -> tuple[PyTree, Actors, dict[str, Any]]:
+            learned, actors, metrics = self._update(eqx.combine(dynamic, static), actors)
+            return eqx.filter(learned, eqx.is_array), actors, metrics
+
+        sharded = jax.shard_map(
+            program, mesh=self.mesh, in_specs=(shared, split), out_specs=(shared, split, shared), check_vma=False
+        )
+        dynamic, actors, metrics = sharded(dynamic, actors)
+        return eqx.combine(dynamic, static), actors, metrics
+
+    @eqx.filter_jit
+    def update_all(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
+        """The same for several seeds at once, along a leading axis of every array.
+
+        Side by side, except on CPU, where one after the other is twice as fast.
+        """
+        dynamic, static = eqx.partition(learned, eqx.is_array)
+        one_by_one = jax.default_backend() == "cpu"
+        shared, split = PartitionSpec(), PartitionSpec(None, AXIS)
+
+        def program(dynamic: PyTree, actors: Actors) -> tuple[PyTree, Actors, dict[str, Any]]:
+            def one(seed: tuple[PyTree, Actors]) -> tuple[PyTree, Actors, dict[str, Any]]:
+                learned, actors, metrics = self._update(eqx.combine(seed[0], static), seed[1])
+                return eqx.filter(learned, eqx.is_array), actors, metrics
+
+            pair = dynamic, actors
+            return jax.lax.map(one, pair) if one_by_one else jax.vmap(one)(pair)
+
+        sharded = jax.shard_map(
+            program, mesh=self.mesh, in_specs=(shared, split), out_specs=(shared, split, shared), check_vma=False
+        )
+        dynamic, actors, metrics = sharded(dynamic, actors)
+        return eqx.combine(dynamic, static), actors, metrics
+
+    # Everything below runs on each device with its share of the worlds; sums over devices are explicit.
+
+    # Everything below runs on each device with its share of the worlds; sums over devices are explicit.
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that a rollout is learned from in each pass; the memory is kept before each."""
+        return 1
+
+    def behind(self, minds: Minds) -> PyTree:
+        """What is kept of parameters that were."""
+        return None
+
+    @abc.abstractmethod
+    def learn(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
+        """Learn from experience; returns losses and statistics, too. The number of updates is counted elsewhere."""
+
+    def acting(self, learned: Learned) -> Minds:
+        """The networks that collect experience."""
+        return learned.network
+
+    def collect(self, learned: Learned, actors: Actors) -> tuple[Actors, Experience]:
+        """Step the worlds for a rollout."""
+        act_base = jax.random.fold_in(run_key(learned.key, 2), learned.n_updates)
+        stage, reset_base = self.stage(self.acting(learned)), run_key(learned.key, 1)
+        return collect(stage, actors, reset_base, act_base, self.config.rollout, self.n_parts)
+
+    def _update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
+        actors, experience = self.collect(learned, actors)
+        learned, metrics = self.learn(learned, experience)
+        n_alive = jnp.sum(experience.rollout.mind >= 0, dtype=jnp.float32)
+        metrics |= {"agent_steps": over_devices(n_alive), "episode": _add_up(experience.sums)}
+        return eqx.tree_at(lambda x: x.n_updates, learned, learned.n_updates + 1), actors, metrics
+
+    def groups(self, experience: Experience) -> Groups:
+        """From entities to groups."""
+        rollout = experience.rollout
+        choice = (rollout.mind >= 0) & self.distribution.has_choice(rollout.observation.action_mask)
+        per_step = jax.vmap(jax.vmap(_group_quantities))
+        reward = rollout.reward * self.config.reward_scale
+        return Groups(*per_step(rollout.membership, reward, rollout.log_prob, choice))
+
+    def last_value(self, network: Minds, experience: Experience) -> Float[Array, "b g v"]:
+        """What a network expects after the last step."""
+        last = experience.last
+        members = last.membership
+        return network.step(last.observation, last.mind, members.index, members.n_groups, last.state, last.fresh)[1]
+
+    def assign(
+        self,
+        scale: ValueScale,
+        experience: Experience,
+        groups: Groups,
+        value: Float[Array, "t b g v"],
+        last_value: Float[Array, "b g v"],
+        log_ratio: Float[Array, "t b g"] | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Return advantages, targets and values, separated as the settings say; [t, b, g, v].
+
+        Args:
+            scale: of the values.
+            experience: the rollout.
+            groups: its quantities.
+            value: before each step, in units of reward.
+            last_value: after the last, as the critic says it.
+            log_ratio: of the policy that learns to the one that acted, to correct for the difference; None: the same.
+        """
+        c, rollout, last = self.config, experience.rollout, experience.last
+        valid = groups.valid
+        last_valid = jax.vmap(lambda m: m.any(m.index >= 0))(last.membership)
+        people = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), rollout.people, last.people)
+        streams = (
+            reward_streams(groups.reward, valid, c.credit),
+            value,
+            scale.restore(rollout.final_value, rollout.final_valid),
+        )
+        rows = valid, rollout.membership.identity, rollout.final_valid, rollout.ended, people, log_ratio
+
+        def of_world(streams: Any, rows: Any, last_value: Array, last_valid: Array, last_identity: Array) -> Any:
+            valid, identity, final_valid, ended, people, log_ratio = rows
+
+            def of_stream(stream: tuple[Array, Array, Array], last_value: Array) -> tuple[Array, Array, Array]:
+                reward, value, final_value = stream
+                return advantages(
+                    Trajectory(reward, value, valid, identity, final_value, final_valid, ended),
+                    last_value,
+                    last_valid,
+                    last_identity,
+                    c.credit,
+                    c.discount,
+                    c.gae_lambda,
+                    people,
+                    self.simulator.rules.n_teams,
+                    log_ratio,
+                )
+
+            return jax.vmap(of_stream, in_axes=-1, out_axes=-1)(streams, last_value)
+
+        return jax.vmap(of_world, in_axes=(1, 1, 0, 0, 0), out_axes=1)(
+            streams, rows, scale.restore(last_value, last_valid), last_valid, last.membership.identity
+        )
+
+    def evaluate(
+        self, network: Minds, rows: Rows, state: Float[Array, "b n m"], scale: ValueScale
+    ) -> tuple[Array, Array, Array]:
+        """Return log-probability and entropy [s, b, g], separated as the settings say, and values [s, b, g, v]."""
+        credit, valid, n_groups = self.config.credit, rows.valid, rows.valid.shape[-1]
+        parameters, value = network.unroll(rows.observation, rows.mind, rows.index, n_groups, state, rows.fresh)
+        log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, rows.observation.action_mask, rows.raw)
+
+        def total(index: Array, values: Array) -> Array:
+            return Membership(index, jnp.zeros(n_groups, jnp.int32)).total(values)
+
+        log_prob, entropy = (jax.vmap(jax.vmap(total))(rows.index, x) for x in (log_prob, entropy))
+        return (
+            separate(log_prob, valid, credit.log_prob),
+            separate(entropy, valid, credit.entropy),
+            scale.restore(value, valid),
+        )
+
+    def separate_values(self, value: Float[Array, "*b g v"], valid: Bool[Array, "*b g"]) -> Float[Array, "*b g v"]:
+        """Each group's own values, or the sum over all, as the settings say."""
+        return jax.vmap(lambda v: separate(v, valid, self.config.credit.value), in_axes=-1, out_axes=-1)(value)
+
+    def statistics(self, experience: Experience, groups: Groups, target: Array, value: Array) -> dict[str, Array]:
+        """How well values fit, and how many there are."""
+        valid = groups.valid
+        return {
+            "explained_variance": 1.0 - _unexplained(target, value, valid),
+            "value": mean_over(value, valid[..., None])[0],
+            "population": _mean_sum(experience.rollout.mind >= 0),
+            "groups": _mean_sum(valid),
+        }
+
+
+def _group_quantities(
+    membership: Membership, reward: Array, log_prob: Array, choice: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Sums per group of reward and log-probability; whether a member lives, and whether one has a choice."""
+    member = membership.index >= 0
+    return membership.total(reward), membership.total(log_prob), membership.any(member), membership.any(choice)
+
+
+def run_key(key: Key[Array, ""], number: int) -> Key[Array, ""]:
+    """One of the run's random streams: 0 parameters, 1 episodes, 2 actions, 3 shuffling."""
+    return jax.random.fold_in(key, number)
+
+
+def over_devices(x: Array) -> Array:
+    """Sum over devices."""
+    return jax.lax.psum(x, AXIS)
+
+
+def count(mask: Array) -> Float[Array, ""]:
+    """Number of marks on all devices, at least 1."""
+    return jnp.maximum(over_devices(jnp.sum(mask, dtype=jnp.float32)), 1.0)
+
+
+def mean_over(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> Float[Array, " v"]:
+    """Mean over what is marked, on all devices."""
+    return over_devices(jnp.sum(jnp.where(mask, x, 0.0), axis=(0, 1, 2))) / count(mask)
+
+
+def variance_over(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> Float[Array, " v"]:
+    """Variance of what is marked, on all devices."""
+    return mean_over(jnp.square(x - mean_over(x, mask)[None, None, None]), mask)
+
+
+def _unexplained(target: Array, value: Array, valid: Array) -> Float[Array, ""]:
+    """Share of the targets' variance that the values leave; mean over the streams."""
+    mask = valid[..., None]
+    return jnp.mean(variance_over(target - value, mask) / jnp.maximum(variance_over(target, mask), 1e-8))
+
+
+def _mean_sum(mask: Bool[Array, "t b m"]) -> Float[Array, ""]:
+    """Mean over steps and worlds of how many are marked."""
+    marked = over_devices(jnp.sum(mask, dtype=jnp.float32))
+    return marked / over_devices(jnp.float32(mask.shape[0] * mask.shape[1]))
+
+
+def _add_up(sums: EpisodeSums) -> EpisodeSums:
+    count, metrics = jax.tree.map(over_devices, (sums.count, sums.metrics))
+    return EpisodeSums(count, metrics, jax.lax.pmax(sums.status, AXIS))
