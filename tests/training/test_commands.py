@@ -9,7 +9,6 @@ from test_resume import arrays
 from swarm import evaluate, plot, train
 from training.runs import RunFolder
 
-
 # Checkpoints; each takes a third of a second.
 FEW = ["training.checkpoint_every=20"]
 
