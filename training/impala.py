@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from training.credit import separate
-from training.learner import AbstractLearner, Groups, Learned, Rows, count, mean_over, over_devices, variance_over
+from training.learner import AbstractLearner, Groups, Learned, Rows, count, over_devices, part_of_mean
 from training.networks import Minds
 from training.normalise import ValueScale
 from training.rollout import Experience
@@ -39,10 +39,7 @@ class IMPALA(AbstractLearner):
         """Say anew what to do and to expect, correct, and follow the gradient."""
         groups = self.groups(experience)
         params, static = eqx.partition(learned.network, eqx.is_inexact_array)
-        left = jnp.maximum(1.0 - learned.n_updates / self.config.n_updates, 0.0)
-        entropy_weight = jnp.float32(self.config.entropy_weight) * (
-            left if "entropy_weight" in self.config.anneal else 1.0
-        )
+        entropy_weight = self.weight(learned, "entropy_weight")
 
         def step(carry: tuple[PyTree, PyTree, ValueScale], _: None) -> tuple[tuple, dict[str, Array]]:
             params, optimizer, scale = carry
@@ -51,8 +48,7 @@ class IMPALA(AbstractLearner):
             )
             gradient, metrics = jax.tree.map(over_devices, (gradient, metrics))
             change, optimizer = self.optimizer.update(gradient, optimizer, params)
-            if self.config.normalise_value:
-                scale = scale.update(*(mean_over(x, groups.valid[..., None]) for x in (target, jnp.square(target))))
+            scale = self.rescaled(scale, target, groups.valid)
             metrics |= self.statistics(experience, groups, target, value) | {"grad_norm": optax.tree.norm(gradient)}
             return (optax.apply_updates(params, change), optimizer, scale), metrics
 
@@ -87,22 +83,16 @@ class IMPALA(AbstractLearner):
         corrects = log_ratio if c.impala.vtrace else None
         advantage, target, _ = self.assign(scale, experience, groups, *expected, corrects)
         value = self.separate_values(value, valid)
-        if c.normalise_advantage:
-            mean, variance = mean_over(advantage, acts[..., None]), variance_over(advantage, acts[..., None])
-            advantage = (advantage - mean[None, None, None]) / jnp.sqrt(variance[None, None, None] + 1e-8)
+        advantage = self.normalised(advantage, acts)
         error = jnp.square((value - target) / scale.scale[None, None, None])
         n_acts, n_valid = count(acts), count(valid)
-
-        def mean_of(x: Array, mask: Array, n: Array) -> Array:
-            return jnp.sum(jnp.where(mask, x, 0.0)) / n
-
         ratio = jnp.exp(log_ratio)
         metrics = {
-            "policy_loss": mean_of(-advantage[..., 0] * log_prob, acts, n_acts),
-            "value_loss": mean_of(error[..., 0], valid, n_valid),
-            "entropy": mean_of(entropy, acts, n_acts),
-            "kl": mean_of(ratio - 1.0 - log_ratio, acts, n_acts),
-            "clip_fraction": mean_of((ratio > 1.0).astype(jnp.float32), acts, n_acts),
+            "policy_loss": part_of_mean(-advantage[..., 0] * log_prob, acts, n_acts),
+            "value_loss": part_of_mean(error[..., 0], valid, n_valid),
+            "entropy": part_of_mean(entropy, acts, n_acts),
+            "kl": part_of_mean(ratio - 1.0 - log_ratio, acts, n_acts),
+            "clip_fraction": part_of_mean((ratio > 1.0).astype(jnp.float32), acts, n_acts),
         }
         loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - entropy_weight * metrics["entropy"]
         return loss, (metrics | {"loss": loss}, target, jax.lax.stop_gradient(value))

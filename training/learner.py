@@ -1,7 +1,7 @@
 """What all learners share: parameters and worlds on devices, one compiled update, credit for experience."""
 
 import abc
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -331,6 +331,26 @@ class AbstractLearner(eqx.Module):
         """Each group's own values, or the sum over all, as the settings say."""
         return jax.vmap(lambda v: separate(v, valid, self.config.credit.value), in_axes=-1, out_axes=-1)(value)
 
+    def weight(self, learned: Learned, name: Literal["clip", "entropy_weight"]) -> Float[Array, ""]:
+        """A setting, by its schedule."""
+        value = getattr(self.config, name)
+        if name not in self.config.anneal:
+            return jnp.float32(value)
+        return value * jnp.maximum(1.0 - learned.n_updates / self.config.n_updates, 0.0)
+
+    def normalised(self, advantage: Float[Array, "t b g v"], acts: Bool[Array, "t b g"]) -> Float[Array, "t b g v"]:
+        """To mean 0 and variance 1 over what acts, if the settings say so."""
+        if not self.config.normalise_advantage:
+            return advantage
+        mean, variance = mean_over(advantage, acts[..., None]), _variance(advantage, acts[..., None])
+        return (advantage - mean[None, None, None]) / jnp.sqrt(variance[None, None, None] + 1e-8)
+
+    def rescaled(self, scale: ValueScale, target: Float[Array, "t b g v"], valid: Bool[Array, "t b g"]) -> ValueScale:
+        """The scale of the values after these targets; the same if the settings do not normalise."""
+        if not self.config.normalise_value:
+            return scale
+        return scale.update(*(mean_over(x, valid[..., None]) for x in (target, jnp.square(target))))
+
     def statistics(self, experience: Experience, groups: Groups, target: Array, value: Array) -> dict[str, Array]:
         """How well values fit, and how many there are."""
         valid = groups.valid
@@ -365,12 +385,17 @@ def count(mask: Array) -> Float[Array, ""]:
     return jnp.maximum(over_devices(jnp.sum(mask, dtype=jnp.float32)), 1.0)
 
 
+def part_of_mean(x: Float[Array, "*g"], mask: Bool[Array, "*g"], n: Float[Array, ""]) -> Float[Array, ""]:
+    """This device's part of a mean over `n` marks on all devices."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / n
+
+
 def mean_over(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> Float[Array, " v"]:
     """Mean over what is marked, on all devices."""
     return over_devices(jnp.sum(jnp.where(mask, x, 0.0), axis=(0, 1, 2))) / count(mask)
 
 
-def variance_over(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> Float[Array, " v"]:
+def _variance(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> Float[Array, " v"]:
     """Variance of what is marked, on all devices."""
     return mean_over(jnp.square(x - mean_over(x, mask)[None, None, None]), mask)
 
@@ -378,7 +403,7 @@ def variance_over(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> F
 def _unexplained(target: Array, value: Array, valid: Array) -> Float[Array, ""]:
     """Share of the targets' variance that the values leave; mean over the streams."""
     mask = valid[..., None]
-    return jnp.mean(variance_over(target - value, mask) / jnp.maximum(variance_over(target, mask), 1e-8))
+    return jnp.mean(_variance(target - value, mask) / jnp.maximum(_variance(target, mask), 1e-8))
 
 
 def _mean_sum(mask: Bool[Array, "t b m"]) -> Float[Array, ""]:

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from training.credit import separate
-from training.learner import AbstractLearner, Learned, Rows, count, mean_over, over_devices, run_key, variance_over
+from training.learner import AbstractLearner, Learned, Rows, count, over_devices, part_of_mean, run_key
 from training.losses import clipped_policy_loss, clipped_value_loss
 from training.mixing import OwnWeight
 from training.networks import Minds
@@ -80,17 +80,13 @@ class MPPO(AbstractLearner):
         valid, acts = groups.valid, groups.acts
         value, last_value = learned.scale.restore(rollout.value, valid), self.last_value(learned.network, experience)
         advantage, target, old_value = self.assign(learned.scale, experience, groups, value, last_value)
-        moments = [mean_over(x, valid[..., None]) for x in (target, jnp.square(target))]
-        scale = learned.scale.update(*moments) if c.normalise_value else learned.scale
+        scale = self.rescaled(learned.scale, target, valid)
         statistics = self.statistics(experience, groups, target, old_value)
-        if c.normalise_advantage:
-            mean, variance = mean_over(advantage, acts[..., None]), variance_over(advantage, acts[..., None])
-            advantage = (advantage - mean[None, None, None]) / jnp.sqrt(variance[None, None, None] + 1e-8)
         batch = Batch(
             rows=Rows.of(experience, valid),
             old_log_prob=separate(groups.log_prob, valid, c.credit.log_prob),
             old_value=old_value,
-            advantage=advantage,
+            advantage=self.normalised(advantage, acts),
             target=target,
             acts=acts,
         )
@@ -174,12 +170,7 @@ class MPPO(AbstractLearner):
 
     def _weights(self, learned: Learned) -> Weights:
         """What weighs in this update, by the schedules."""
-        c = self.config
-        left = jnp.maximum(1.0 - learned.n_updates / c.n_updates, 0.0)
-        clip, entropy = (
-            value * left if name in c.anneal else jnp.float32(value)
-            for name, value in (("clip", c.clip), ("entropy_weight", c.entropy_weight))
-        )
+        clip, entropy = self.weight(learned, "clip"), self.weight(learned, "entropy_weight")
         return Weights(clip, entropy, _mixture(learned.own_weight), learned.scale)
 
     def _policy_gradient(self, network: Minds, minibatch: Any, order: Array, weights: Weights) -> Any:
@@ -210,17 +201,14 @@ class MPPO(AbstractLearner):
         values = clipped_value_loss(value / scale, batch.old_value / scale, batch.target / scale, c.value_clip)
         n_acts, n_valid = count(batch.acts), count(batch.rows.valid)
 
-        def mean(x: Array, mask: Array, n: Array) -> Array:
-            return jnp.sum(jnp.where(mask, x, 0.0)) / n
-
         ratio = log_prob - batch.old_log_prob
         clipped = (jnp.abs(jnp.expm1(ratio)) > weights.clip).astype(jnp.float32)
         metrics = {
-            "policy_loss": mean(policy, batch.acts, n_acts),
-            "value_loss": mean(jnp.sum(values, axis=-1), batch.rows.valid, n_valid),
-            "entropy": mean(entropy, batch.acts, n_acts),
-            "kl": mean(jnp.expm1(ratio) - ratio, batch.acts, n_acts),
-            "clip_fraction": mean(clipped, batch.acts, n_acts),
+            "policy_loss": part_of_mean(policy, batch.acts, n_acts),
+            "value_loss": part_of_mean(jnp.sum(values, axis=-1), batch.rows.valid, n_valid),
+            "entropy": part_of_mean(entropy, batch.acts, n_acts),
+            "kl": part_of_mean(jnp.expm1(ratio) - ratio, batch.acts, n_acts),
+            "clip_fraction": part_of_mean(clipped, batch.acts, n_acts),
         }
         loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - weights.entropy * metrics["entropy"]
         return loss, metrics | {"loss": loss}
