@@ -15,12 +15,13 @@ from tensorboardX import SummaryWriter
 from swarm.errors import RunError
 from swarm.interrupts import stop_requested
 from swarm.status import explain
+from training.asynchronous import ActorError, Asynchronous
 from training.evaluation import VALIDATION, evaluate
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
 from training.progress import Progress
 from training.rollout import Actors
-from training.runs import EVALUATIONS, Checkpoints, RunFolder, finite
+from training.runs import EVALUATIONS, TIMELINE, Checkpoints, RunFolder, finite
 from training.teams import Teams
 
 
@@ -38,7 +39,7 @@ class Run:
         rows: lines of metrics of updates before this process.
     """
 
-    def __init__(self, learner: AbstractLearner, folder: RunFolder, seed: int) -> None:
+    def __init__(self, learner: AbstractLearner | Asynchronous, folder: RunFolder, seed: int) -> None:
         self.learner, self.folder = learner, folder
         self.checkpoints = Checkpoints(folder, learner.config.keep_checkpoints)
         self.best = Checkpoints.best(folder)
@@ -125,10 +126,15 @@ def train(runs: Sequence[Run]) -> None:
     purge = (done + 1) * config.steps_per_update if done else None
     before = runs[0].rows[-1]["seconds"] if runs[0].rows else 0.0
     with Progress(config, done, len(runs)) as progress, stop_requested() as stop, ExitStack() as stack:
+        stack.callback(learner.close)
         writers = [stack.enter_context(SummaryWriter(str(run.folder.path), purge_step=purge)) for run in runs]
         start = time.perf_counter()
         while done < config.n_updates:
-            updated = _update(runs)
+            try:
+                updated = _update(runs)
+            except ActorError as error:
+                runs[0].save()
+                raise RunError(f"{error}; saved after {done} updates, from where --resume goes on") from error
             rows = [_row(metrics, done + 1, config.steps_per_update) for _, _, metrics in updated]
             for run, row in zip(runs, rows, strict=True):
                 if not finite(row):
@@ -140,6 +146,9 @@ def train(runs: Sequence[Run]) -> None:
                 row["seconds"] = seconds
                 for line in run.record(writer, row, metrics):
                     progress.print(line)
+            if isinstance(learner, Asynchronous):
+                for span in learner.timeline.take():
+                    runs[0].folder.append(span, TIMELINE)
             progress.update(rows)
             last = done == config.n_updates
             for run, writer in zip(runs, writers, strict=True):
