@@ -168,8 +168,8 @@ class Asynchronous:
     def place(self, learned: Learned, actors: Any) -> tuple[Learned, Any]:
         """Put what is learned on every device that learns, and each actor's worlds on its own."""
         replicated = NamedSharding(self.learner.mesh, PartitionSpec())
-        placed = (eqx.filter_shard(a, d) for a, d in zip(actors, self._devices, strict=True))
-        return eqx.filter_shard(learned, replicated), tuple(placed)
+        placed = (_put(a, d) for a, d in zip(actors, self._devices, strict=True))
+        return _put(learned, replicated), tuple(placed)
 
     def update(self, learned: Learned, actors: Any) -> tuple[Learned, Any, dict[str, Any]]:
         """Learn from the next experience.
@@ -231,12 +231,13 @@ class Asynchronous:
     def _next(self) -> Delivery:
         patience = self.learner.config.impala.patience
         until = time.perf_counter() + patience
-        while time.perf_counter() < until:
-            with contextlib.suppress(queue.Empty):
-                return self._deliveries.get(timeout=_GLANCE)
+        while (left := until - time.perf_counter()) > 0:
+            # Also while others deliver: who died is missed at once.
             for thread in self._threads:
                 if thread.error is not None:
                     raise ActorError(f"{thread.name} died: {thread.error!r}") from thread.error
+            with contextlib.suppress(queue.Empty):
+                return self._deliveries.get(timeout=min(_GLANCE, left))
         raise ActorError(
             f"no actor delivered within {patience:g} s; if a rollout takes so long, raise training.impala.patience"
         )
@@ -245,7 +246,7 @@ class Asynchronous:
         """The experience, with its worlds spread over the devices that learn."""
 
         def spread(tree: PyTree, *axes: str | None) -> PyTree:
-            return eqx.filter_shard(tree, NamedSharding(self.learner.mesh, PartitionSpec(*axes)))
+            return _put(tree, NamedSharding(self.learner.mesh, PartitionSpec(*axes)))
 
         e = delivery.experience
         parts = spread(e.rollout, None, AXIS), spread(e.state, None, AXIS), spread(e.last, AXIS), spread(e.index, AXIS)
@@ -254,3 +255,8 @@ class Asynchronous:
     def _publish(self, learned: Learned) -> None:
         assert self._parameters is not None
         self._parameters.publish(int(learned.n_updates), eqx.filter(learned.network, eqx.is_inexact_array))
+
+
+def _put(tree: PyTree, where: Any) -> PyTree:
+    """Move arrays to a device, or spread them; unlike constraints of sharding this works from other devices, too."""
+    return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)

@@ -20,7 +20,6 @@ from training.evaluation import VALIDATION, evaluate
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
 from training.progress import Progress
-from training.rollout import Actors
 from training.runs import EVALUATIONS, TIMELINE, Checkpoints, RunFolder, finite
 from training.teams import Teams
 
@@ -162,7 +161,7 @@ def train(runs: Sequence[Run]) -> None:
         run.close()
 
 
-def _update(runs: Sequence[Run]) -> list[tuple[Learned, Actors, dict[str, Any]]]:
+def _update(runs: Sequence[Run]) -> list[tuple[Learned, Any, dict[str, Any]]]:
     """Update all runs: one as it is, several side by side along a leading axis."""
     learner = runs[0].learner
     if len(runs) == 1:
@@ -174,7 +173,7 @@ def _update(runs: Sequence[Run]) -> list[tuple[Learned, Actors, dict[str, Any]]]
     return [jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, updated) for i in range(len(runs))]
 
 
-def _parts(learned: Learned, actors: Actors) -> dict[str, PyTree]:
+def _parts(learned: Learned, actors: PyTree) -> dict[str, PyTree]:
     """The network apart, because evaluation reads it alone."""
     return {"network": learned.network, "learner": eqx.tree_at(lambda x: x.network, learned, None), "actors": actors}
 
