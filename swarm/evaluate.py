@@ -67,7 +67,11 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     own = load_training(folder.scenario())
     scenario = load(arguments.scenario, overrides) if arguments.scenario else folder.scenario(overrides)
     simulator = scenario.simulator()
-    teams = build_teams(scenario, load_training(scenario), simulator)
+    config = load_training(scenario)
+    if "training.teams" not in overrides:
+        # In another scenario, too, the networks meet whom they were trained against, and do not play both sides.
+        config = config.model_copy(update={"teams": own.teams})
+    teams = build_teams(scenario, config, simulator)
     best = arguments.best or arguments.absolute
     policy = frozen_policy(folder, simulator, deterministic=arguments.deterministic, best=best)
     seed = folder.identity()["seed"] if arguments.seed is None else arguments.seed

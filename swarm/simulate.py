@@ -54,7 +54,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         check_format(target)
     scenario = load(arguments.scenario, parse_overrides(arguments.overrides))
     simulator = scenario.simulator()
-    policy = _policy(arguments.policy, simulator)
+    policy = _policy(arguments.policy, scenario, simulator)
 
     import jax
 
@@ -130,7 +130,7 @@ class Tally:
             print(f"warning: {line}")
 
 
-def _policy(name: str, simulator: Any) -> Any:
+def _policy(name: str, scenario: Any, simulator: Any) -> Any:
     from swarm.scenario import RandomPolicy
 
     if name == "scripted":
@@ -140,10 +140,15 @@ def _policy(name: str, simulator: Any) -> Any:
     if not is_run(name):
         raise ConfigError(f"--policy {name}: neither a run folder nor a policy{nearest(name, ['scripted', 'random'])}")
     import_training()
+    from training.build import build_teams
+    from training.config import load_training
     from training.restore import frozen_policy
     from training.runs import RunFolder
 
-    return frozen_policy(RunFolder.open(Path(name)), simulator)
+    folder = RunFolder.open(Path(name))
+    # Who did not learn acts as it did then.
+    teams = build_teams(scenario, load_training(folder.scenario()), simulator)
+    return teams.with_opponents(frozen_policy(folder, simulator))
 
 
 if __name__ == "__main__":

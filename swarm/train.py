@@ -40,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--init-from", metavar="RUN", help="start from the networks of another run, as far as they fit")
     parser.add_argument("--seed", type=int, default=0, help="of parameters, maps and actions")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="train N seeds at once, from --seed on")
-    parser.add_argument("--devices", type=positive, default=1, help="devices to share the worlds over")
+    parser.add_argument(
+        "--devices", "--learner-devices", type=positive, default=1, help="devices to share the worlds over"
+    )
+    parser.add_argument(
+        "--actor-devices", type=int, default=0, metavar="N", help="devices for training.impala.actors, besides those"
+    )
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made")
     parser.add_argument("--episodes", type=positive, default=128, help="episodes of the evaluation at the end")
     return run(_train, parser, argv)
@@ -71,7 +76,9 @@ def _train(arguments: argparse.Namespace) -> int:
         scenario = load(arguments.scenario, parse_overrides(words))
         seeds = list(range(arguments.seed, arguments.seed + arguments.seeds))
     config = load_training(scenario)
-    learner = build_learner(scenario, config, arguments.devices)
+    if config.impala.actors and len(seeds) > 1:
+        raise ConfigError("--seeds: actors of their own learn one seed at a time; start each by itself")
+    learner = build_learner(scenario, config, arguments.devices, arguments.actor_devices)
     about = {"devices": arguments.devices, "of_team": learner.of_team, "networks": max(learner.of_team) + 1}
     parent = Path(arguments.runs)
     for folder in resumed:

@@ -11,6 +11,7 @@ from swarm.config import Scenario
 from swarm.errors import ConfigError
 from swarm.scenario import AbstractPolicy
 from swarm.simulator import Simulator
+from training.asynchronous import Asynchronous
 from training.config import TrainingConfig
 from training.credit import group_by
 from training.impala import IMPALA
@@ -21,8 +22,12 @@ from training.runs import RunFolder
 from training.teams import Teams, assign
 
 
-def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1) -> AbstractLearner:
-    """Build the learner on the first `n_devices` devices.
+def build_learner(
+    scenario: Scenario, config: TrainingConfig, n_devices: int = 1, n_actor_devices: int = 0
+) -> AbstractLearner | Asynchronous:
+    """Build the learner on the first `n_devices` devices, and actors of their own on those after them.
+
+    Actors without devices of their own share those that learn.
 
     Raises:
         ConfigError: there are not so many devices, they do not divide the worlds, the grouping or a team is none, or
@@ -31,6 +36,13 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
     devices = jax.devices()
     if not 1 <= n_devices <= len(devices):
         raise ConfigError(f"--devices {n_devices}: this machine has {len(devices)} {devices[0].platform} device(s)")
+    if n_actor_devices and not config.impala.actors:
+        raise ConfigError(f"--actor-devices {n_actor_devices}: nobody acts apart; set training.impala.actors, as in 2")
+    if n_devices + n_actor_devices > len(devices):
+        raise ConfigError(
+            f"--devices {n_devices} and --actor-devices {n_actor_devices}: this machine has {len(devices)} "
+            f"{devices[0].platform} device(s)"
+        )
     if config.worlds % n_devices:
         raise ConfigError(
             f"--devices {n_devices} does not divide training.worlds = {config.worlds}; change one of them"
@@ -49,6 +61,8 @@ def build_learner(scenario: Scenario, config: TrainingConfig, n_devices: int = 1
     learner = learner_class(simulator, grouping, teams.opponents, teams.of_team, config, mesh)
     # Before any compilation: whether the network finds what it reads.
     jax.eval_shape(learner.init_learned, 0)
+    if isinstance(learner, IMPALA) and config.impala.actors:
+        return Asynchronous(learner, devices[n_devices : n_devices + n_actor_devices] or devices[:n_devices])
     return learner
 
 

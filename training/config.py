@@ -91,11 +91,27 @@ class ImpalaTable(Table):
 
     Attributes:
         vtrace: correct for the difference between the policy that acted and the one that learns.
-        lag: updates by which the parameters that act are older than those that learn.
+        lag: updates by which the parameters that act are older than those that learn; without actors of their own.
+        actors: threads that step worlds by themselves, each `worlds` of them; 0: rollouts and steps take turns.
+        queue: rollouts that may wait for the learner.
+        max_lag: experience older than so many updates is dropped; 0: none is.
+        patience: seconds without experience after which the run stops.
     """
 
     vtrace: bool = True
     lag: int = pydantic.Field(default=0, ge=0)
+    actors: int = pydantic.Field(default=0, ge=0)
+    queue: int = pydantic.Field(default=2, ge=1)
+    max_lag: int = pydantic.Field(default=0, ge=0)
+    patience: float = pydantic.Field(default=600.0, gt=0.0)
+
+    @pydantic.model_validator(mode="after")
+    def _lags_one_way(self) -> "ImpalaTable":
+        if self.lag and self.actors:
+            raise ValueError(
+                f"lag = {self.lag} and actors = {self.actors}: actors lag as they do; set one of them to 0"
+            )
+        return self
 
 
 class TrainingConfig(Table):
@@ -136,6 +152,8 @@ class TrainingConfig(Table):
 
     @pydantic.model_validator(mode="after")
     def _one_stream(self) -> "TrainingConfig":
+        if self.algorithm == "ppo" and (self.impala.actors or self.impala.lag):
+            raise ValueError('impala.actors and impala.lag are for algorithm = "impala" alone; use recipe = "impala"')
         if self.algorithm == "impala" and self.credit.learn_own_weight:
             raise ValueError('credit.learn_own_weight = true: only algorithm = "ppo" learns it')
         return self

@@ -131,6 +131,9 @@ class AbstractLearner(eqx.Module):
         actors = eqx.filter_jit(start)(self.stage(learned.network), run_key(learned.key, 1), worlds)
         return self.place(learned, actors)
 
+    def close(self) -> None:
+        """There is nothing to stop."""
+
     def place(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors]:
         """Put what is learned on every device, and a share of the worlds on each."""
         replicated = NamedSharding(self.mesh, PartitionSpec())
@@ -182,6 +185,24 @@ class AbstractLearner(eqx.Module):
         )
         dynamic, actors, metrics = sharded(dynamic, actors)
         return eqx.combine(dynamic, static), actors, metrics
+
+    @eqx.filter_jit
+    def learn_from(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
+        """Learn from experience that was collected elsewhere; its worlds are sharded like those of `update`."""
+        dynamic, static = eqx.partition(learned, eqx.is_array)
+        shared, first, second = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
+        e = experience
+        parts, specs = (e.rollout, e.state, e.last, e.index, e.sums), (second, second, first, first, shared)
+
+        def program(dynamic: PyTree, *parts: PyTree) -> tuple[PyTree, dict[str, Array]]:
+            learned, metrics = self._counted(eqx.combine(dynamic, static), Experience(*parts))
+            return eqx.filter(learned, eqx.is_array), metrics
+
+        sharded = jax.shard_map(
+            program, mesh=self.mesh, in_specs=(shared, *specs), out_specs=(shared, shared), check_vma=False
+        )
+        dynamic, metrics = sharded(dynamic, *parts)
+        return eqx.combine(dynamic, static), metrics
 
     @eqx.filter_jit
     def update_all(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
@@ -236,10 +257,15 @@ class AbstractLearner(eqx.Module):
 
     def _update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
         actors, experience = self.collect(learned, actors)
+        learned, metrics = self._counted(learned, experience)
+        return learned, actors, metrics | {"episode": _add_up(experience.sums)}
+
+    def _counted(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
+        """Learn, and count the update and the steps of entities."""
         learned, metrics = self.learn(learned, experience)
         n_alive = jnp.sum(experience.rollout.mind >= 0, dtype=jnp.float32)
-        metrics |= {"agent_steps": over_devices(n_alive), "episode": _add_up(experience.sums)}
-        return eqx.tree_at(lambda x: x.n_updates, learned, learned.n_updates + 1), actors, metrics
+        learned = eqx.tree_at(lambda x: x.n_updates, learned, learned.n_updates + 1)
+        return learned, metrics | {"agent_steps": over_devices(n_alive)}
 
     def groups(self, experience: Experience) -> Groups:
         """From entities to groups."""

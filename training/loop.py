@@ -15,12 +15,12 @@ from tensorboardX import SummaryWriter
 from swarm.errors import RunError
 from swarm.interrupts import stop_requested
 from swarm.status import explain
+from training.asynchronous import ActorError, Asynchronous
 from training.evaluation import VALIDATION, evaluate
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
 from training.progress import Progress
-from training.rollout import Actors
-from training.runs import EVALUATIONS, Checkpoints, RunFolder, finite
+from training.runs import EVALUATIONS, TIMELINE, Checkpoints, RunFolder, finite
 from training.teams import Teams
 
 
@@ -38,7 +38,7 @@ class Run:
         rows: lines of metrics of updates before this process.
     """
 
-    def __init__(self, learner: AbstractLearner, folder: RunFolder, seed: int) -> None:
+    def __init__(self, learner: AbstractLearner | Asynchronous, folder: RunFolder, seed: int) -> None:
         self.learner, self.folder = learner, folder
         self.checkpoints = Checkpoints(folder, learner.config.keep_checkpoints)
         self.best = Checkpoints.best(folder)
@@ -125,10 +125,15 @@ def train(runs: Sequence[Run]) -> None:
     purge = (done + 1) * config.steps_per_update if done else None
     before = runs[0].rows[-1]["seconds"] if runs[0].rows else 0.0
     with Progress(config, done, len(runs)) as progress, stop_requested() as stop, ExitStack() as stack:
+        stack.callback(learner.close)
         writers = [stack.enter_context(SummaryWriter(str(run.folder.path), purge_step=purge)) for run in runs]
         start = time.perf_counter()
         while done < config.n_updates:
-            updated = _update(runs)
+            try:
+                updated = _update(runs)
+            except ActorError as error:
+                runs[0].save()
+                raise RunError(f"{error}; saved after {done} updates, from where --resume goes on") from error
             rows = [_row(metrics, done + 1, config.steps_per_update) for _, _, metrics in updated]
             for run, row in zip(runs, rows, strict=True):
                 if not finite(row):
@@ -140,6 +145,9 @@ def train(runs: Sequence[Run]) -> None:
                 row["seconds"] = seconds
                 for line in run.record(writer, row, metrics):
                     progress.print(line)
+            if isinstance(learner, Asynchronous):
+                for span in learner.timeline.take():
+                    runs[0].folder.append(span, TIMELINE)
             progress.update(rows)
             last = done == config.n_updates
             for run, writer in zip(runs, writers, strict=True):
@@ -153,7 +161,7 @@ def train(runs: Sequence[Run]) -> None:
         run.close()
 
 
-def _update(runs: Sequence[Run]) -> list[tuple[Learned, Actors, dict[str, Any]]]:
+def _update(runs: Sequence[Run]) -> list[tuple[Learned, Any, dict[str, Any]]]:
     """Update all runs: one as it is, several side by side along a leading axis."""
     learner = runs[0].learner
     if len(runs) == 1:
@@ -165,7 +173,7 @@ def _update(runs: Sequence[Run]) -> list[tuple[Learned, Actors, dict[str, Any]]]
     return [jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, updated) for i in range(len(runs))]
 
 
-def _parts(learned: Learned, actors: Actors) -> dict[str, PyTree]:
+def _parts(learned: Learned, actors: PyTree) -> dict[str, PyTree]:
     """The network apart, because evaluation reads it alone."""
     return {"network": learned.network, "learner": eqx.tree_at(lambda x: x.network, learned, None), "actors": actors}
 

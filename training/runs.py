@@ -25,6 +25,7 @@ from swarm.errors import RunError
 from training.config import TrainingConfig
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+TIMELINE = "timeline.jsonl"
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "numpy", "orbax-checkpoint")
 SPARE = 64 << 20  # bytes that stay free beside a checkpoint, for logs and the files of its format
 

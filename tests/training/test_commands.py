@@ -1,12 +1,14 @@
 """The commands around training: several seeds, warm starts, evaluations, curves."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 from test_resume import arrays
 
-from swarm import evaluate, plot, train
+from swarm import evaluate, plot, simulate, train
 from training.runs import RunFolder
 
 # Checkpoints; each takes a third of a second.
@@ -75,3 +77,24 @@ def test_a_warm_start_takes_over_what_fits(capsys, rivals, alone, tmp_path):
     nothing = ["training.network.hidden=12", "training.network.channels=3", "--init-from", str(alone)]
     assert train.main([rivals, *nothing, "--runs", str(tmp_path / "b")]) == 2
     assert "none of its weights" in capsys.readouterr().err
+
+
+def test_elsewhere_too_networks_meet_whom_they_were_trained_against(capsys, rivals, alone, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(alone, folder)
+    config = (folder / "config.toml").read_text()
+    assert config.count('"learn",') == 1
+    (folder / "config.toml").write_text(config.replace('"learn",', '"learn", "random",'))
+
+    def taking(*words):
+        assert evaluate.main([str(folder), "--scenario", rivals, "--episodes", "64", *words]) == 0
+        results = json.loads((folder / "evaluation.json").read_text())
+        return results["policies"]["trained"]["taking"]["mean"]
+
+    # Who was trained takes, who is random does so half the time.
+    assert taking() == pytest.approx(0.75, abs=0.08)
+    assert taking("training.teams=['learn']") > 0.95
+    capsys.readouterr()
+    assert simulate.main([rivals, "--policy", str(folder), "--worlds", "64"]) == 0
+    found = re.search(r"taking +([0-9.]+)", capsys.readouterr().out)
+    assert float(found[1]) == pytest.approx(0.75, abs=0.2)

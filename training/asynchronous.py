@@ -1,0 +1,262 @@
+"""IMPALA with actors that run by themselves: threads that step worlds, a bounded queue, and the learner.
+
+Each actor steps a batch of worlds for a rollout, in one compiled program on its device, with the newest parameters
+that were published, and puts the experience on the queue. A full queue holds actors back. The learner takes experience
+in the order of its arrival, corrects for its age by V-trace, and publishes. Nobody waits for ever: every wait looks
+every second whether the others live.
+"""
+
+import contextlib
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PyTree
+
+from swarm.errors import RunError
+from training.impala import IMPALA
+from training.learner import AXIS, Learned, run_key
+from training.rollout import Actors, Experience, collect, start
+
+
+class ActorError(RunError):
+    """An actor died or does not deliver; what was learned is whole."""
+
+
+# Seconds between two looks at whether the others live.
+_GLANCE = 1.0
+
+
+@dataclasses.dataclass
+class Delivery:
+    """What an actor hands over.
+
+    Attributes:
+        actor: its number.
+        version: updates behind the parameters that it acted with.
+        experience: of one rollout.
+        actors: its worlds afterwards.
+        waited: seconds that it waited for room on the queue the last time.
+    """
+
+    actor: int
+    version: int
+    experience: Experience
+    actors: Actors
+    waited: float
+
+
+class Timeline:
+    """Who was busy with what, and when; seconds since the start."""
+
+    def __init__(self) -> None:
+        self._start, self._lock, self._spans = time.perf_counter(), threading.Lock(), []
+
+    @contextlib.contextmanager
+    def span(self, who: str, what: str) -> Iterator[None]:
+        """Record the time inside."""
+        begin = time.perf_counter() - self._start
+        yield
+        end = time.perf_counter() - self._start
+        with self._lock:
+            self._spans.append({"who": who, "what": what, "begin": round(begin, 4), "end": round(end, 4)})
+
+    def take(self) -> list[dict[str, Any]]:
+        """All spans since the last call."""
+        with self._lock:
+            spans, self._spans = self._spans, []
+        return spans
+
+
+class Parameters:
+    """The newest parameters, for actors to fetch."""
+
+    def __init__(self, version: int, arrays: PyTree) -> None:
+        self._lock, self._newest = threading.Lock(), (version, arrays)
+
+    def publish(self, version: int, arrays: PyTree) -> None:
+        """Replace them."""
+        with self._lock:
+            self._newest = version, arrays
+
+    def newest(self) -> tuple[int, PyTree]:
+        """Number of updates, and the arrays."""
+        with self._lock:
+            return self._newest
+
+
+class Actor(threading.Thread):
+    """Steps its worlds until told to stop; an error ends it, and is kept for the learner to find."""
+
+    def __init__(
+        self,
+        number: int,
+        step: Any,
+        actors: Actors,
+        device: Any,
+        parameters: Parameters,
+        deliveries: "queue.Queue[Delivery]",
+        timeline: Timeline,
+    ) -> None:
+        super().__init__(name=f"actor-{number}", daemon=True)
+        self.number, self.error, self.stopping = number, None, threading.Event()
+        self._step, self._actors, self._device = step, actors, device
+        self._parameters, self._deliveries, self._timeline = parameters, deliveries, timeline
+
+    def run(self) -> None:
+        """Collect and deliver, again and again."""
+        try:
+            rollout, waited = 0, 0.0
+            while not self.stopping.is_set():
+                version, arrays = self._parameters.newest()
+                with self._timeline.span(self.name, "collect"):
+                    arrays = jax.device_put(arrays, self._device)
+                    draw = jnp.asarray([self.number, version, rollout], jnp.int32)
+                    self._actors, experience = jax.block_until_ready(self._step(arrays, draw, self._actors))
+                began = time.perf_counter()
+                with self._timeline.span(self.name, "wait"):
+                    self._deliver(Delivery(self.number, version, experience, self._actors, waited))
+                waited = time.perf_counter() - began
+                rollout += 1
+        except BaseException as error:
+            self.error = error
+
+    def _deliver(self, delivery: Delivery) -> None:
+        while not self.stopping.is_set():
+            with contextlib.suppress(queue.Full):
+                self._deliveries.put(delivery, timeout=_GLANCE)
+                return
+
+
+class Asynchronous:
+    """IMPALA with `impala.actors` threads; `init` and `update` like a learner's, `close` when it is over.
+
+    The worlds are a tuple, one batch for each actor, as they stood after its last rollout that was learned from.
+
+    Attributes:
+        learner: in its deterministic form.
+        timeline: who was busy with what.
+    """
+
+    def __init__(self, learner: IMPALA, actor_devices: Sequence[Any]) -> None:
+        self.learner, self.timeline = learner, Timeline()
+        self._devices = [actor_devices[i % len(actor_devices)] for i in range(learner.config.impala.actors)]
+        self._threads: list[Actor] = []
+        self._deliveries: queue.Queue[Delivery] = queue.Queue(learner.config.impala.queue)
+        self._parameters: Parameters | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the learner's: its simulator, its settings, who learns for which team."""
+        return getattr(self.learner, name)
+
+    def init(self, seed: int) -> tuple[Learned, Any]:
+        """Return a fresh learner, and worlds for each actor."""
+        learner = self.learner
+        learned = learner.init_learned(seed)
+        n, stage = learner.config.worlds, learner.stage(learned.network)
+        begin = eqx.filter_jit(start)
+        worlds = [begin(stage, run_key(learned.key, 1), jnp.arange(n) + i * n) for i in range(len(self._devices))]
+        return self.place(learned, tuple(worlds))
+
+    def place(self, learned: Learned, actors: Any) -> tuple[Learned, Any]:
+        """Put what is learned on every device that learns, and each actor's worlds on its own."""
+        replicated = NamedSharding(self.learner.mesh, PartitionSpec())
+        placed = (_put(a, d) for a, d in zip(actors, self._devices, strict=True))
+        return _put(learned, replicated), tuple(placed)
+
+    def update(self, learned: Learned, actors: Any) -> tuple[Learned, Any, dict[str, Any]]:
+        """Learn from the next experience.
+
+        Raises:
+            ActorError: an actor died, or none delivered for `impala.patience` seconds.
+        """
+        version = int(learned.n_updates)
+        if not self._threads:
+            self._begin(learned, actors)
+        began, n_dropped = time.perf_counter(), 0
+        with self.timeline.span("learner", "wait"):
+            delivery = self._next()
+            limit = self.learner.config.impala.max_lag
+            while limit and version - delivery.version > limit:
+                n_dropped += 1
+                delivery = self._next()
+        waited = time.perf_counter() - began
+        with self.timeline.span("learner", "learn"):
+            learned, metrics = jax.block_until_ready(self.learner.learn_from(learned, self._received(delivery)))
+        self._publish(learned)
+        taken = tuple(delivery.actors if i == delivery.actor else a for i, a in enumerate(actors))
+        metrics |= {
+            "episode": delivery.experience.sums,
+            "lag": version - delivery.version,
+            "dropped": n_dropped,
+            "learner_waited": waited,
+            "actor_waited": delivery.waited,
+            "queue": self._deliveries.qsize(),
+        }
+        return learned, taken, metrics
+
+    def close(self) -> None:
+        """Stop the actors; one that steps finishes its rollout first."""
+        for thread in self._threads:
+            thread.stopping.set()
+        for thread in self._threads:
+            thread.join(self.learner.config.impala.patience)
+        self._threads = []
+        self._deliveries = queue.Queue(self.learner.config.impala.queue)
+
+    def _begin(self, learned: Learned, actors: tuple[Actors, ...]) -> None:
+        arrays, static = eqx.partition(learned.network, eqx.is_inexact_array)
+        self._parameters = Parameters(int(learned.n_updates), arrays)
+        learner = self.learner
+
+        @eqx.filter_jit
+        def step(arrays: PyTree, draw: Int[Array, " 3"], actors: Actors) -> tuple[Actors, Experience]:
+            stage, act_base = learner.stage(eqx.combine(arrays, static)), run_key(learned.key, 2)
+            for part in range(3):
+                act_base = jax.random.fold_in(act_base, draw[part])
+            return collect(stage, actors, run_key(learned.key, 1), act_base, learner.config.rollout, learner.n_parts)
+
+        for i, (mine, device) in enumerate(zip(actors, self._devices, strict=True)):
+            self._threads.append(Actor(i, step, mine, device, self._parameters, self._deliveries, self.timeline))
+        for thread in self._threads:
+            thread.start()
+
+    def _next(self) -> Delivery:
+        patience = self.learner.config.impala.patience
+        until = time.perf_counter() + patience
+        while (left := until - time.perf_counter()) > 0:
+            # Also while others deliver: who died is missed at once.
+            for thread in self._threads:
+                if thread.error is not None:
+                    raise ActorError(f"{thread.name} died: {thread.error!r}") from thread.error
+            with contextlib.suppress(queue.Empty):
+                return self._deliveries.get(timeout=min(_GLANCE, left))
+        raise ActorError(
+            f"no actor delivered within {patience:g} s; if a rollout takes so long, raise training.impala.patience"
+        )
+
+    def _received(self, delivery: Delivery) -> Experience:
+        """The experience, with its worlds spread over the devices that learn."""
+
+        def spread(tree: PyTree, *axes: str | None) -> PyTree:
+            return _put(tree, NamedSharding(self.learner.mesh, PartitionSpec(*axes)))
+
+        e = delivery.experience
+        parts = spread(e.rollout, None, AXIS), spread(e.state, None, AXIS), spread(e.last, AXIS), spread(e.index, AXIS)
+        return Experience(*parts, spread(e.sums))
+
+    def _publish(self, learned: Learned) -> None:
+        assert self._parameters is not None
+        self._parameters.publish(int(learned.n_updates), eqx.filter(learned.network, eqx.is_inexact_array))
+
+
+def _put(tree: PyTree, where: Any) -> PyTree:
+    """Move arrays to a device, or spread them; unlike constraints of sharding this works from other devices, too."""
+    return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
