@@ -25,10 +25,13 @@ class Fields(eqx.Module):
     """What a world of pursuit holds besides its entities.
 
     Attributes:
+        sight: what each sees of the others when all had moved. Who was caught in the step is not among them, and who
+            was born in it sees nobody, and is seen by nobody, until the next.
         obstacles: discs.
         caught: prey caught so far.
     """
 
+    sight: Sight
     obstacles: Balls
     caught: Float[Array, ""]
 
@@ -47,6 +50,7 @@ class Pursuit(AbstractRules):
         to its own strength: one hunter or two scouts with the shipped numbers.
     Observation, for each entity: own velocity, place in the box, way to the nearest obstacle, time left; and of the
         nearest foes and mates that it sees: way, relative velocity, whether there is one, and of foes their strength.
+        Who was born in a step sees others from the next on.
         Maps, one for each team that acts: obstacles, own entities by kind, those foes by kind that somebody of the team
         sees, and the board itself. Obstacles hide nobody.
     Reward: `catch` for each prey caught, in equal shares to the predators within `assist` of it, minus `time` per step;
@@ -152,7 +156,7 @@ class Pursuit(AbstractRules):
 
     # How an episode starts
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
+    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
         """Place obstacles, and everybody uniformly outside them, at rest."""
         obstacle_key, *kind_keys = jax.random.split(key, 4)
         obstacles = self._obstacles(obstacle_key)
@@ -166,7 +170,8 @@ class Pursuit(AbstractRules):
         n, team = sum(self.initial), (kind == PREY).astype(jnp.int32)
         births = Spawn(jnp.ones(n, bool), kind, team, place, jnp.zeros(n), jnp.zeros((n, 0)))
         entities, _ = spawn(Entities.empty(self.n_slots, 2, 0), births)
-        return entities, Fields(obstacles, jnp.zeros(()))
+        sight, status = self.look(entities, entities.alive)
+        return entities, Fields(sight, obstacles, jnp.zeros(())), status
 
     def _obstacles(self, key: Key[Array, ""]) -> Balls:
         """Draw discs, each in a plot of its own and clear of its border."""
@@ -204,8 +209,10 @@ class Pursuit(AbstractRules):
         entities = eqx.tree_at(lambda e: (e.position, e.velocity), entities, (position, velocity))
         caught, reward, status = self._catch(entities)
         births = self._reborn(entities, caught, obstacles, key) if self.respawn else None
+        sight, more = self.look(entities, entities.alive & ~caught)
         n_caught = jnp.sum(caught, dtype=jnp.int32).astype(jnp.float32)
-        return entities, Fields(obstacles, world.fields.caught + n_caught), Outcome(reward, caught, births, 0, status)
+        fields = Fields(sight, obstacles, world.fields.caught + n_caught)
+        return entities, fields, Outcome(reward, caught, births, 0, status | more)
 
     def _wanted(self, action: Action) -> Float[Array, "n 2"]:
         if self.continuous:
@@ -218,7 +225,7 @@ class Pursuit(AbstractRules):
         """How prey steer by rule, as a share of their speed."""
         entities = world.entities
         # Compiled apart from what is around it, so that it rounds alike in every program: an episode must replay.
-        foes, surfaces = self.look(entities).foes, self.surfaces(world)
+        foes, surfaces = world.fields.sight.foes, self.surfaces(world)
         apart: Any = jax.lax.optimization_barrier((entities, foes, surfaces, world.step))
         entities, foes, surfaces, step = apart
         wanted: Any = jax.lax.optimization_barrier(flee(entities, foes, surfaces, self.panic, step * self.time_step))
@@ -259,9 +266,9 @@ class Pursuit(AbstractRules):
 
     # What is seen
 
-    def look(self, entities: Entities) -> Sight:
-        """Return the nearest foes and mates that each entity sees, and whether a foe sees it."""
-        found, sight = self.search.find(entities.position, entities.alive), self.table["sight"][entities.kind]
+    def look(self, entities: Entities, living: Bool[Array, " n"]) -> tuple[Sight, Int[Array, ""]]:
+        """Return the nearest foes and mates that each sees, whether a foe sees it, and status bits."""
+        found, sight = self.search.find(entities.position, living), self.table["sight"][entities.kind]
         n_foes, n_mates = self.n_seen
 
         def seen(near: Nearest) -> Nearest:
@@ -277,7 +284,7 @@ class Pursuit(AbstractRules):
 
         foes, mates = (Among(entities.team, same=same) for same in (False, True))
         watched = found.sum(sees, sight[:, None], foes)[:, 0] > 0
-        return Sight(seen(found.nearest(n_foes, foes)), seen(found.nearest(n_mates, mates)), watched)
+        return Sight(seen(found.nearest(n_foes, foes)), seen(found.nearest(n_mates, mates)), watched), found.status
 
     def surfaces(self, world: World) -> tuple[Surface, ...]:
         """The nearest obstacle, and the nearest wall along each axis if there are walls; distances from the body."""
@@ -297,7 +304,7 @@ class Pursuit(AbstractRules):
         """A map for each team that acts, and features for each entity."""
         entities = world.entities
         acts = entities.alive & (self.prey_acts | (entities.kind != PREY))
-        cell, sight = self._cell(entities), self.look(entities)
+        cell, sight = self._cell(entities), world.fields.sight
         views = range(2 if self.prey_acts else 1)
         return Observation(
             maps=jnp.stack([self._map(world, cell, sight.watched, team) for team in views]),
@@ -357,7 +364,7 @@ class Pursuit(AbstractRules):
         distance: from prey to the nearest predator it could see, metres, 0 where there is none; mean over prey.
         """
         entities = world.entities
-        foes = self.look(entities).foes
+        foes = world.fields.sight.foes
         predator, prey = entities.alive & (entities.kind != PREY), entities.is_kind(PREY)
 
         def mean(values: Array, mask: Array) -> Array:

@@ -19,7 +19,7 @@ class Scripted(AbstractPolicy):
         rules, entities = self.rules, world.entities
         time = world.step * rules.time_step
         speed = rules.table["speed"][entities.kind]
-        wanted = chase(entities, rules.look(entities), rules.surfaces(world), speed, time)
+        wanted = chase(entities, world.fields.sight, rules.surfaces(world), speed, time)
         if rules.prey_acts:
             wanted = jnp.where((entities.kind == PREY)[:, None], rules.flee(world), wanted)
         return wanted if rules.n_controls else move_towards(wanted, nearer_than=0.25)

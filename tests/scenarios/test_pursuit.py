@@ -200,7 +200,8 @@ def test_each_sides_script_does_better_than_chance(periodic):
 def scene(walled_history):
     """Makes a world without obstacles in which only these live, at rest: (kind, x, y)."""
     world = jax.tree.map(lambda x: x[0, 0], walled_history[1][0])
-    n = walled_history[0].rules.n_slots
+    rules = walled_history[0].rules
+    n, look = rules.n_slots, jax.jit(lambda entities: rules.look(entities, entities.alive)[0])
 
     def build(*rows):
         kind, place = np.full(n, PREY, np.int32), np.zeros((n, 2), np.float32)
@@ -210,7 +211,8 @@ def scene(walled_history):
         values = [jnp.asarray(x) for x in (alive, kind, team, place, velocity)]
         entities = eqx.tree_at(lambda e: (e.alive, e.kind, e.team, e.position, e.velocity), world.entities, values)
         away = jnp.full_like(world.fields.obstacles.centre, -50.0)
-        return eqx.tree_at(lambda w: (w.entities, w.fields.obstacles.centre), world, (entities, away))
+        new = entities, look(entities), away
+        return eqx.tree_at(lambda w: (w.entities, w.fields.sight, w.fields.obstacles.centre), world, new)
 
     return build
 
@@ -258,9 +260,11 @@ def test_predators_cut_off_what_they_see_and_follow_a_mate_who_sees(walled, wall
 
 
 def test_nobody_is_seen_beyond_sight(walled, scene):
-    look = jax.jit(lambda entities: walled.rules.look(entities).foes.valid[0, 0])
-    assert bool(look(scene((HUNTER, 4.0, 12.0), (PREY, 10.9, 12.0)).entities))
-    assert not bool(look(scene((HUNTER, 4.0, 12.0), (PREY, 11.1, 12.0)).entities))
+    def sees(world):
+        return bool(world.fields.sight.foes.valid[0, 0])
+
+    assert sees(scene((HUNTER, 4.0, 12.0), (PREY, 10.9, 12.0)))
+    assert not sees(scene((HUNTER, 4.0, 12.0), (PREY, 11.1, 12.0)))
     maps = jax.jit(lambda world: walled.rules.observe(world).maps[0])
     seen = maps(scene((HUNTER, 4.0, 12.0), (PREY, 10.9, 12.0)))
     assert np.argwhere(np.asarray(seen[..., 6])).tolist() == [[3, 2]]
