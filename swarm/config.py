@@ -1,5 +1,6 @@
 """Scenario files: TOML and dotted overrides to validated, frozen models. Nothing here imports jax."""
 
+import copy
 import functools
 import importlib
 import importlib.resources
@@ -111,9 +112,8 @@ def make(source: str | Path, overrides: Mapping[str, Any] | None = None) -> "Sim
 
 def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:
     """Read and validate a scenario file; arguments and errors as for `make`."""
-    name, label, text = _find(str(source))
-    table = parse_toml(text, label)
-    own = parse_toml(text, label) if overrides else None
+    name, label, table = _read(str(source))
+    own = copy.deepcopy(table) if overrides else None
     for key, value in (overrides or {}).items():
         set_dotted(table, key, value)
     rules = table.get("rules")
@@ -122,6 +122,30 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scen
         raise ConfigError(f'{of_rules}: rules: expected "module:Class", got {rules!r}; see scenarios/outpost.toml')
     rules_class = _import_rules(rules, of_rules)
     return Scenario(name, label, validate(rules_class.Config, table, label, own), rules_class, own)
+
+
+def _read(source: str, above: tuple[str, ...] = ()) -> tuple[str, str, dict[str, Any]]:
+    """Name, label and table of a scenario file, with what it takes from the `base` that it names."""
+    name, label, text = _find(source)
+    table = parse_toml(text, label)
+    base = table.pop("base", None)
+    if base is None:
+        return name, label, table
+    if not isinstance(base, str) or label in above:
+        problem = "these files are each other's base" if label in above else "expected a scenario's name or a file"
+        raise ConfigError(f'{label}: base = {base!r}: {problem}, as in base = "outpost"')
+    if base.endswith(".toml"):
+        base = str(Path(source).parent / base)
+    return name, label, _merged(_read(base, (*above, label))[2], table)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables joined key by key, other values replaced."""
+    joined = {
+        k: _merged(base[k], v) if isinstance(base.get(k), dict) and isinstance(v, dict) else v
+        for k, v in changes.items()
+    }
+    return {**base, **joined}
 
 
 def _find(source: str) -> tuple[str, str, str]:

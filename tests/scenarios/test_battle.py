@@ -40,17 +40,12 @@ SMALL = {
 }
 
 
-def test_a_skirmish_is_a_battle_of_other_sizes():
-    battle, skirmish = (load(name).config.model_dump() for name in ("battle", "skirmish"))
-    sizes = {"capacity", "initial", "wave"}
-    for kind, table in battle["population"].items():
-        same = table.keys() - sizes
-        assert {k: table[k] for k in same} == {k: skirmish["population"][kind][k] for k in same}
-    assert battle["reward"] == skirmish["reward"]
-    # No wing belongs to both armies, which would make one of them stronger.
-    for table in (battle, skirmish):
-        n_squads = sum(kind["initial"] for kind in table["population"].values()) // table["world"]["squad"]
-        assert n_squads % int(table["groups"]["wing"].removeprefix("block:")) == 0
+@pytest.mark.parametrize("name", ["battle", "skirmish", "legion"])
+def test_no_wing_belongs_to_both_armies(name):
+    # It would make one of them stronger.
+    config = load(name).config
+    n_squads = sum(config.squads(0, "initial"))
+    assert n_squads % int(config.groups["wing"].removeprefix("block:")) == 0
 
 
 @functools.cache

@@ -26,6 +26,54 @@ def message_of(function, *arguments):
     return message
 
 
+# Files that stand on others
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes TOML files by name; returns their paths."""
+
+    def write(**texts):
+        paths = [tmp_path / f"{name}.toml" for name in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            path.write_text(text)
+        return [str(path) for path in paths]
+
+    return write
+
+
+def test_a_file_takes_from_its_base_what_it_does_not_give(files):
+    *_, last = files(
+        first='base = "outpost"\n[world]\nsize = [20, 20]\nsteps = 64\n',
+        second='base = "first.toml"\nworld.steps = 32\n',
+    )
+    mine, outpost = load(last, {"population.light.capacity": 3, "population.light.initial": 1}), load("outpost")
+    assert mine.config.world.model_dump() == outpost.config.world.model_dump() | {"size": (20, 20), "steps": 32}
+    assert mine.config.population.heavy == outpost.config.population.heavy
+    assert mine.config.population.light.capacity == 3
+    assert (mine.name, mine.place("world.size"), mine.place("population.light.capacity")) == (
+        "second",
+        last,
+        "command line",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("base = 3", ["base = 3", "expected a scenario's name or a file"]),
+        ('base = "outpots"', ["outpots: no such scenario", "did you mean 'outpost'"]),
+        ('base = "gone.toml"', ["gone.toml: no such file"]),
+        ('base = "mine.toml"', ["base = 'mine.toml'", "each other's base"]),
+        ('base = "outpost"\nworld.stepps = 3', ["'world.stepps'", "did you mean 'steps'"]),
+    ],
+)
+def test_a_wrong_base_is_one_line(files, text, parts):
+    (path,) = files(mine=text)
+    message = message_of(load, path)
+    assert all(part in message for part in parts)
+
+
 # Values
 
 
@@ -122,7 +170,7 @@ def test_a_file_that_is_not_there_is_named_with_those_that_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("outpos", "did you mean 'outpost'?"), ("zzzzzz", "valid: battle, flocking, outpost, pursuit")]
+    ("name", "hint"), [("outpos", "did you mean 'outpost'?"), ("zzzzzz", "valid: battle, flocking, legion, outpost")]
 )
 def test_an_unknown_scenario_is_named_with_those_known(name, hint):
     message = message_of(load, name)
