@@ -136,16 +136,14 @@ def _read(source: str, above: tuple[str, ...] = ()) -> tuple[str, str, dict[str,
         raise ConfigError(f'{label}: base = {base!r}: {problem}, as in base = "outpost"')
     if base.endswith(".toml"):
         base = str(Path(source).parent / base)
-    return name, label, _merged(_read(base, (*above, label))[2], table)
+    return name, label, merged(_read(base, (*above, label))[2], table)
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables joined key by key, other values replaced."""
-    joined = {
-        k: _merged(base[k], v) if isinstance(base.get(k), dict) and isinstance(v, dict) else v
-        for k, v in changes.items()
-    }
-    return {**base, **joined}
+def merged(base: Any, over: Any) -> Any:
+    """Put values over others, table by table."""
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+        return over
+    return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
 
 
 def _find(source: str) -> tuple[str, str, str]:

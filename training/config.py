@@ -1,13 +1,12 @@
 """Settings of the learner: recipes and their validation. Nothing here imports jax."""
 
 import importlib.resources
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from swarm.config import Scenario, Table, parse_toml, read_text, validate
+from swarm.config import Scenario, Table, merged, parse_toml, read_text, validate
 from swarm.errors import ConfigError, nearest
 
 Scope = Literal["group", "global"]
@@ -203,12 +202,5 @@ def load_training(scenario: Scenario) -> TrainingConfig:
         hint = nearest(str(recipe), recipe_names())
         raise ConfigError(f"{scenario.place('training.recipe')}: training.recipe = {recipe!r}: no such recipe{hint}")
     table["recipe"] = recipe
-    own = None if scenario.own is None else _merge(table, scenario.own.get("training", {}))
-    return validate(TrainingConfig, _merge(table, values), scenario.source, own, prefix="training: ")
-
-
-def _merge(base: Any, over: Any) -> Any:
-    """Put values over others, table by table."""
-    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
-        return over
-    return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}
+    own = None if scenario.own is None else merged(table, scenario.own.get("training", {}))
+    return validate(TrainingConfig, merged(table, values), scenario.source, own, prefix="training: ")
