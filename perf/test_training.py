@@ -34,6 +34,7 @@ def test_update(benchmark, ready, case):
 
 # A flock on the same map, raster and number of worlds, whatever its size: how the cost grows with the population alone.
 BIRDS = {
+    "world.raster": [32, 32],
     "world.steps": 64,
     "training.worlds": 8,
     "training.rollout": 16,

@@ -11,12 +11,13 @@ from jaxtyping import install_import_hook
 # The bare decorator: `beartype.beartype(conf=...)` over several packages leaves all but the first unchecked.
 install_import_hook(["swarm", "scenarios", "training"], "beartype.beartype")
 
-# Programs are compiled once for all workers, for the commands that tests start, and for the next run.
-CACHE = {
+# Programs are compiled in a hurry, and once for all workers, for the commands that tests start, and for the next run.
+SETTINGS = {
+    "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "jax"),
     "jax_persistent_cache_min_compile_time_secs": 0.3,
 }
-for name, value in CACHE.items():
+for name, value in SETTINGS.items():
     os.environ.setdefault(name.upper(), str(value))
     jax.config.update(name, value)
 
@@ -31,8 +32,15 @@ MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def room_for_programs():
-    """Forget compiled programs when they are many: each maps memory, and Linux allows a process 65,530 maps."""
+def programs(request):
+    """Compile in a hurry, but for modules marked `optimised`, where it matters how users' programs are compiled.
+
+    Compiled programs are forgotten when they are many: each maps memory, and Linux allows a process 65,530 maps.
+    """
+    hurry = request.node.get_closest_marker("optimised") is None
+    if hurry != jax.config.read("jax_disable_most_optimizations"):
+        jax.config.update("jax_disable_most_optimizations", hurry)
+        jax.clear_caches()
     yield
     if MAPS.is_file() and MAPS.read_bytes().count(b"\n") > 15_000:
         jax.clear_caches()

@@ -19,6 +19,8 @@ from swarm.entities import Entities, Spawn, spawn
 from swarm.hierarchy import reduce_groups
 from training.losses import generalised_advantage
 
+pytestmark = pytest.mark.optimised
+
 # The command line stands above all packages: it may use any. `commands` holds what the commands share.
 COMMANDS = {"__main__", "commands", "evaluate", "plot", "simulate", "train"}
 

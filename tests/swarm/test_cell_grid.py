@@ -14,6 +14,8 @@ from swarm.neighbors import AllPairs, Among
 from swarm.search import SearchTable, neighbor_search
 from swarm.space import Open, Periodic, Walled
 
+pytestmark = pytest.mark.optimised
+
 fixed = settings(deadline=None, derandomize=True, max_examples=20)
 
 N = 60

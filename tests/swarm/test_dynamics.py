@@ -14,6 +14,8 @@ from swarm.dynamics import Differential, DoubleIntegrator, Motion, SingleIntegra
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 
+pytestmark = pytest.mark.optimised
+
 fixed = settings(deadline=None, derandomize=True, max_examples=40)
 N = 4
 KIND = jnp.asarray([0, 1, 0, 1], jnp.int32)

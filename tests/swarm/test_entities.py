@@ -4,10 +4,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.entities import Entities, Spawn, spawn
+
+pytestmark = pytest.mark.optimised
 
 N_REQUESTS, MOST_SLOTS = 4, 5
 spawn_jit = jax.jit(spawn)

@@ -17,6 +17,8 @@ from swarm.errors import ConfigError
 from swarm.grouping import Nodes, parse_grouping
 from swarm.hierarchy import Hierarchy, broadcast_groups, form, reduce_groups, regroup
 
+pytestmark = pytest.mark.optimised
+
 N_GROUPS = 4
 OPERATIONS = ("sum", "mean", "max", "min", "any", "count")
 IN_NUMPY = {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "any": np.any, "count": len}

@@ -12,6 +12,8 @@ import pytest
 from swarm import RandomPolicy, Simulator, make
 from swarm.simulator import reset_ended
 
+pytestmark = pytest.mark.optimised
+
 N_STEPS, SEGMENT = 60, 6
 
 OUTPOST = {

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from swarm.neighbors import AllPairs
 from swarm.space import Periodic
+
+pytestmark = pytest.mark.optimised
 
 fixed = settings(deadline=None, derandomize=True, max_examples=40)
 

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from swarm.space import Open, Periodic, Walled, rounded, square_length
+
+pytestmark = pytest.mark.optimised
 
 fixed = settings(deadline=None, derandomize=True, max_examples=40)
 SIZE = np.asarray([5.0, 3.0], np.float32)

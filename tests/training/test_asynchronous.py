@@ -23,14 +23,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    """Programs that run for a second need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def build(rivals, n_devices=1, n_actor_devices=0, **settings):
     overrides = {f"training.{k.replace('__', '.')}": v for k, v in settings.items()}
     scenario = load(rivals, SETTINGS | overrides)

@@ -12,14 +12,6 @@ from training.config import load_training
 SETTINGS = {"training.recipe": "impala", "training.epochs": 1, "training.learning_rate": 1e-2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    """Programs that run for a second need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def run(rivals, n_updates, n_devices=1, **settings):
     overrides = {f"training.{k.replace('__', '.')}": v for k, v in settings.items()}
     scenario = load(rivals, SETTINGS | overrides)

@@ -1,6 +1,5 @@
 """Games of known answer: each part of the learner finds what it is there for, in seconds, and does not without."""
 
-import jax
 import pytest
 
 from swarm.config import load
@@ -20,14 +19,6 @@ QUICK = {
     "training.network.encoders": ["entity"],
     "training.network.hidden": 16,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    """Programs that run for a second need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
