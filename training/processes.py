@@ -90,30 +90,28 @@ class Will:
 
     _SHELL = 'while IFS= read -r line; do last=$line; done; [ -z "$last" ] || printf "%s\\n" "$last" >&2'
 
-    def __init__(self) -> None:
+    def __init__(self, line: str) -> None:
         # Ctrl-C is for us, not for the shell.
         self._shell = subprocess.Popen(["/bin/sh", "-c", self._SHELL], stdin=subprocess.PIPE, start_new_session=True)
-        self.remedy = ""
-        self.set_remedy("start it again")
+        self.remedy = "start it again"
+        self.tell(f"{_COMMAND}: error: {line}")
 
     def set_remedy(self, remedy: str) -> None:
         """Say how to go on after a failure."""
         self.remedy = remedy
-        self._tell(
-            f"{_COMMAND}: error: process {jax.process_index()} of {jax.process_count()} was killed, by somebody or "
-            f"because another process is gone; {remedy}"
-        )
+        self.tell(f"{_COMMAND}: error: {_who()} was killed, by somebody or because another one is gone; {remedy}")
 
-    def revoke(self) -> None:
-        """All is well, or has been said."""
-        self._tell("")
-        self._shell.communicate()
-
-    def _tell(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Let this be the last word; it replaces the one before."""
         assert self._shell.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._shell.stdin.write(line.encode() + b"\n")
             self._shell.stdin.flush()
+
+    def revoke(self) -> None:
+        """All is well, or has been said."""
+        self.tell("")
+        self._shell.communicate()
 
 
 @contextlib.contextmanager
@@ -136,14 +134,15 @@ def connected(
         ConfigError: the others cannot be found so.
     """
     foreign = jax.distributed.is_initialized()
-    if not foreign and not _connect(coordinator, n_processes, process_id, n_devices):
-        yield lambda remedy: None
-        return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_first() else nowhere):
-        if foreign:
+    will = None if foreign else _connect(coordinator, n_processes, process_id, n_devices)
+    with contextlib.ExitStack() as stack:
+        if (foreign or will) and not is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        if will is None:
             yield lambda remedy: None
             return
-        will = Will()
+        will.set_remedy(will.remedy)
         try:
             yield will.set_remedy
             jax.distributed.shutdown()
@@ -154,17 +153,19 @@ def connected(
             _leave(will, f"error: {_explained(error, will.remedy)}", 2)
 
 
-def _connect(coordinator: str | None, n_processes: int | None, process_id: int | None, n_devices: int) -> bool:
-    """Find the other processes; False if there are none."""
+def _connect(coordinator: str | None, n_processes: int | None, process_id: int | None, n_devices: int) -> Will | None:
+    """Meet the other processes; None if there are none."""
     launched = next((pair for pair in _LAUNCHERS if int(os.environ.get(pair[0], 1)) > 1), None)
     given = [x is not None for x in (coordinator, n_processes, process_id)]
     if not any(given) and launched is None:
-        return False
+        return None
     if not all(given) and launched is None:
         raise ConfigError(
             "--coordinator HOST:PORT, --num-processes N and --process-id I go together; give all three, or leave it to "
             "srun or mpirun"
         )
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
+        raise ConfigError(f"--coordinator {coordinator}: expected HOST:PORT, like host0:4000")
     if n_processes is not None and process_id is not None and not 0 <= process_id < n_processes:
         raise ConfigError(f"--process-id {process_id}: expected 0 to {n_processes - 1}, with --num-processes")
     ids = None
@@ -172,6 +173,12 @@ def _connect(coordinator: str | None, n_processes: int | None, process_id: int |
         # By itself jax would give one device to each process.
         first = int(os.environ[launched[1]]) * n_devices
         ids = list(range(first, first + n_devices))
+    where = coordinator or "as the launcher says"
+    # jax aborts a process that waits in vain.
+    will = Will(
+        f"--coordinator {where}: the processes did not meet; process 0 must listen there, all must reach it, and be "
+        "started within five minutes"
+    )
     # Its handler would swallow a SIGTERM that comes before training.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -179,12 +186,12 @@ def _connect(coordinator: str | None, n_processes: int | None, process_id: int |
             coordinator, n_processes, process_id, ids, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except (RuntimeError, ValueError) as error:
-        where = coordinator or "of the launcher"
+        will.revoke()
         raise ConfigError(
-            f"--coordinator {where}: the processes do not find each other: {_first_line(error)}; process 0 must listen "
-            "there, all must reach it, and be started within five minutes"
+            f"--coordinator {where}: {_first_line(error)}; is the port free on the host of process 0? With a launcher "
+            "that jax does not know give --num-processes and --process-id, too"
         ) from None
-    return True
+    return will
 
 
 def _leave(will: Will, line: str, code: int) -> None:
@@ -195,15 +202,18 @@ def _leave(will: Will, line: str, code: int) -> None:
     os._exit(code)
 
 
+def _who() -> str:
+    return f"process {jax.process_index()} of {jax.process_count()}"
+
+
 def _explained(error: Exception, remedy: str) -> str:
     """One line; of an error that nobody foresaw the traceback, too."""
     if isinstance(error, SwarmError):
         return str(error)
-    who = f"process {jax.process_index()} of {jax.process_count()}"
     if any(word in str(error) for word in _OTHERS):
-        return f"{who} lost another one, whose own messages may say why ({_first_line(error)}); {remedy}"
+        return f"{_who()} lost another one, whose own messages may say why ({_first_line(error)}); {remedy}"
     traceback.print_exception(error)
-    return f"{who} failed: {_first_line(error)}; {remedy}"
+    return f"{_who()} failed: {_first_line(error)}; {remedy}"
 
 
 def _first_line(error: Exception) -> str:

@@ -237,6 +237,7 @@ def test_what_does_not_fit_is_one_line(capsys, monkeypatch, rivals):
         return line
 
     assert "give all three" in fails("--coordinator", "localhost:4000")
+    assert "expected HOST:PORT" in fails("--coordinator", "host", "--num-processes", "2", "--process-id", "1")
     assert "expected 0 to 1" in fails("--coordinator", "localhost:4000", "--num-processes", "2", "--process-id", "2")
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(jax, "local_devices", lambda process=0: jax.devices()[process : process + 1])
@@ -262,14 +263,16 @@ def test_launchers_are_left_to_jax_but_for_the_devices_of_a_process(monkeypatch,
     assert not processes._connect(None, None, None, n_devices)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert processes._connect(None, None, None, n_devices)
+    will = processes._connect(None, None, None, n_devices)
+    assert will is not None
+    will.revoke()
     assert calls == [(None, None, None, asked)]
 
 
 def test_a_killed_process_has_a_last_word():
     program = (
         "import os\nfrom training.processes import Will\n"
-        "Will().revoke()\nwill = Will()\nwill.set_remedy('do so')\nos.abort()"
+        "Will('one').revoke()\nwill = Will('two')\nwill.set_remedy('do so')\nos.abort()"
     )
     words = [sys.executable, "-c", program]
     found = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
