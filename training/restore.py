@@ -41,7 +41,9 @@ def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False
     of_team = folder.identity().get("of_team", [0])
     n_teams = simulator.rules.n_teams
     known = [max(of_team[team], 0) if team < len(of_team) else 0 for team in range(n_teams)]
-    return Minds(restored["network"].networks, tuple(known), simulator.rules.capacities)
+    # On no device in particular, so that they act wherever the worlds are.
+    free = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)) if eqx.is_array(x) else x, restored["network"])
+    return Minds(free.networks, tuple(known), simulator.rules.capacities)
 
 
 def frozen_policy(

@@ -214,20 +214,26 @@ def test_processes_with_other_settings_are_refused(rivals, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_seeds_and_evaluations_by_two_processes(rivals, tmp_path):
-    words = rivals, "training.checkpoint_every=20", "--episodes", 2
+def test_several_seeds_that_take_over_from_another_run(rivals, tmp_path):
+    def alone(runs, *words):
+        assert main([str(word) for word in (*words, "--runs", tmp_path / runs)]) == 0
+        return RunFolder.open(next((tmp_path / runs).iterdir()))
+
+    words = rivals, *(f"{k}={v}" for k, v in SMALL.items()), "training.checkpoint_every=20", "--episodes", 2
+    before = alone("before", *words, "training.steps=1024").path
+    words = *words, f"training.teams=['learn', '{before}']", "--init-from", before
     with Group(*training(2, *words, "--seeds", 2, "--runs", tmp_path / "two")) as group:
         assert [code for code, _, _ in group.ends(300)] == [0, 0]
-    assert main([str(word) for word in (*words, "--seed", 1, "--runs", tmp_path / "one")]) == 0
+    one = alone("one", *words, "--seed", 1)
     folders = sorted((tmp_path / "two").iterdir())
     assert [RunFolder.open(folder).identity()["seed"] for folder in folders] == [0, 1]
-    together, alone = RunFolder.open(folders[1]), RunFolder.open(next((tmp_path / "one").iterdir()))
+    two = RunFolder.open(folders[1])
     for name in (METRICS, EVALUATIONS):
-        assert len(together.metrics(name)) == len(alone.metrics(name)) > 0
-    for mine, expected in zip(together.metrics(EVALUATIONS), alone.metrics(EVALUATIONS), strict=True):
+        assert len(two.metrics(name)) == len(one.metrics(name)) > 0
+    for mine, expected in zip(two.metrics(EVALUATIONS), one.metrics(EVALUATIONS), strict=True):
         assert mine["metrics"]["taking"] == pytest.approx(expected["metrics"]["taking"])
-    assert (folders[1] / "video.mp4").is_file()
-    assert Checkpoints.best(together).latest() == Checkpoints.best(alone).latest()
+    assert (two.path / "video.mp4").is_file()
+    assert Checkpoints.best(two).latest() == Checkpoints.best(one).latest()
 
 
 def test_what_does_not_fit_is_one_line(capsys, monkeypatch, rivals):
