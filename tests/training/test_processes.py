@@ -60,7 +60,7 @@ class Group:
 
     def after(self, n_updates, runs):
         """Wait until so many updates are on record; returns the run's folder."""
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline and all(p.poll() is None for p in self.processes):
             for path in runs.glob("*/metrics.jsonl"):
                 if path.read_text().count("\n") >= n_updates:
@@ -223,7 +223,7 @@ def test_several_seeds_that_take_over_from_another_run(rivals, tmp_path):
     before = alone("before", *words, "training.steps=1024").path
     words = *words, f"training.teams=['learn', '{before}']", "--init-from", before
     with Group(*training(2, *words, "--seeds", 2, "--runs", tmp_path / "two")) as group:
-        assert [code for code, _, _ in group.ends(300)] == [0, 0]
+        assert [code for code, _, _ in group.ends(600)] == [0, 0]
     one = alone("one", *words, "--seed", 1)
     folders = sorted((tmp_path / "two").iterdir())
     assert [RunFolder.open(folder).identity()["seed"] for folder in folders] == [0, 1]
