@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from swarm.errors import ConfigError, RunError, SwarmError
 
 if TYPE_CHECKING:
     from training.loop import Run
+    from training.runs import RunFolder
 
 EXAMPLES = """examples:
   python -m swarm.train outpost
@@ -19,6 +21,7 @@ EXAMPLES = """examples:
   python -m swarm.train spread training.recipe=ippo --seeds 5
   python -m swarm.train mine.toml population.heavy.capacity=64 training.steps=50000
   python -m swarm.train --resume runs/outpost-mppo-0-20250101-120000
+  python -m swarm.train outpost --coordinator host0:4000 --num-processes 2 --process-id 0    (on host1: 1)
 
 The run folder holds the resolved config, checkpoints, TensorBoard events, metrics.jsonl, and at the end an
 evaluation, the curve and a video. Ctrl-C saves a checkpoint and says how to go on."""
@@ -41,24 +44,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of parameters, maps and actions")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="train N seeds at once, from --seed on")
     parser.add_argument(
-        "--devices", "--learner-devices", type=positive, default=1, help="devices to share the worlds over"
+        "--devices", "--learner-devices", type=positive, default=1, help="devices of each process to share worlds over"
     )
     parser.add_argument(
         "--actor-devices", type=int, default=0, metavar="N", help="devices for training.impala.actors, besides those"
     )
+    several = parser.add_argument_group("several processes", "on one host or many; srun and mpirun need none of these")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens for the others")
+    several.add_argument("--num-processes", type=positive, metavar="N", help="how many there are")
+    several.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0 on")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made")
     parser.add_argument("--episodes", type=positive, default=128, help="episodes of the evaluation at the end")
     return run(_train, parser, argv)
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from swarm.config import load, parse_overrides
-
     import_training()
+    from training.loop import Interrupted, train
+    from training.networks import n_parameters
+    from training.processes import connected, is_first
+
+    processes = arguments.coordinator, arguments.num_processes, arguments.process_id
+    with ExitStack() as stack:
+        with connected(*processes, arguments.devices) as set_remedy:
+            runs = _runs(arguments, stack)
+            again = f"python -m swarm.train --resume {' '.join(str(one.folder.path) for one in runs)}"
+            set_remedy(f"go on from the last checkpoint with: {again}")
+            try:
+                train(runs)
+            except Interrupted:
+                if is_first():
+                    print(f"stopped and saved; go on with: {again}", file=sys.stderr)
+                return 130
+            print(f"trained {n_parameters(runs[0].learned.network):,} parameters", flush=True)
+        if is_first():
+            for one in runs:
+                _finish(one, arguments.episodes)
+    return 0
+
+
+def _runs(arguments: argparse.Namespace, stack: ExitStack) -> list["Run"]:
+    """Fresh or resumed runs, whose folders are held as long as the stack."""
+    from swarm.config import load, parse_overrides
     from training.build import build_learner
     from training.config import load_training
-    from training.loop import Interrupted, Run, train
-    from training.networks import n_parameters
+    from training.loop import Run
+    from training.processes import check_same, n_processes
     from training.runs import RunFolder
 
     words = list(arguments.overrides)
@@ -78,28 +109,40 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_training(scenario)
     if config.impala.actors and len(seeds) > 1:
         raise ConfigError("--seeds: actors of their own learn one seed at a time; start each by itself")
+    check_same(scenario.resolved() | {"seeds": seeds, "devices": arguments.devices})
     learner = build_learner(scenario, config, arguments.devices, arguments.actor_devices)
-    about = {"devices": arguments.devices, "of_team": learner.of_team, "networks": max(learner.of_team) + 1}
-    parent = Path(arguments.runs)
-    for folder in resumed:
-        folder.lock()
-    folders = resumed or [RunFolder.create(scenario, config, seed, parent, about) for seed in seeds]
+    about = {"devices": arguments.devices, "processes": n_processes(), "of_team": learner.of_team}
+    about |= {"networks": max(learner.of_team) + 1}
+
+    def create(seed: int) -> RunFolder:
+        return RunFolder.create(scenario, config, seed, Path(arguments.runs), about)
+
+    folders = _folders(resumed, create, seeds)
+    for folder in folders:
+        stack.callback(folder.close)
     print(f"run folder: {', '.join(str(folder.path) for folder in folders)}", flush=True)
-    try:
-        runs = [Run(learner, folder, seed) for folder, seed in zip(folders, seeds, strict=True)]
-        _start(runs, resumed=bool(resumed), init_from=arguments.init_from)
-        train(runs)
-        print(f"trained {n_parameters(runs[0].learned.network):,} parameters", flush=True)
-        for one in runs:
-            _finish(one, arguments.episodes)
-    except Interrupted:
-        again = " ".join(str(folder.path) for folder in folders)
-        print(f"stopped and saved; go on with: python -m swarm.train --resume {again}", file=sys.stderr)
-        return 130
-    finally:
-        for folder in folders:
-            folder.close()
-    return 0
+    runs = [Run(learner, folder, seed) for folder, seed in zip(folders, seeds, strict=True)]
+    _start(runs, resumed=bool(resumed), init_from=arguments.init_from)
+    return runs
+
+
+def _folders(
+    resumed: "list[RunFolder]", create: "Callable[[int], RunFolder]", seeds: Sequence[int]
+) -> "list[RunFolder]":
+    """Process 0 locks or makes the folders; the others open the same."""
+    from training.processes import from_first
+    from training.runs import RunFolder
+
+    held: list[RunFolder] = []
+
+    def hold() -> list[str]:
+        for folder in resumed:
+            folder.lock()
+        held.extend(resumed or [create(seed) for seed in seeds])
+        return [str(folder.path.absolute()) for folder in held]
+
+    paths = from_first(hold)
+    return held or [RunFolder.open(Path(path)) for path in paths]
 
 
 def _start(runs: Sequence["Run"], *, resumed: bool, init_from: str | None) -> None:
@@ -125,12 +168,13 @@ def _finish(run: "Run", n_episodes: int) -> None:
     from swarm.evaluate import compare, print_comparison
     from swarm.render import render
     from training.evaluation import episode_keys
+    from training.processes import local
     from training.report import plot_curve
     from training.teams import Teams
 
     folder, learner, seed = run.folder, run.learner, run.seed
     simulator, teams = learner.simulator, Teams(learner.of_team, learner.opponents)
-    policy = teams.policy(run.learned.network, simulator.rules)
+    policy = teams.policy(local(run.learned.network), simulator.rules)
     print(f"evaluating {n_episodes} episodes on maps that training never saw ...", flush=True)
     scripted = teams.with_opponents(simulator.rules.scripted_policy())
     policies = {"trained": policy, "scripted": scripted}

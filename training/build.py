@@ -25,7 +25,7 @@ from training.teams import Teams, assign
 def build_learner(
     scenario: Scenario, config: TrainingConfig, n_devices: int = 1, n_actor_devices: int = 0
 ) -> AbstractLearner | Asynchronous:
-    """Build the learner on the first `n_devices` devices, and actors of their own on those after them.
+    """Build the learner on the first `n_devices` devices of each process, and actors of their own on those after them.
 
     Actors without devices of their own share those that learn.
 
@@ -33,7 +33,7 @@ def build_learner(
         ConfigError: there are not so many devices, they do not divide the worlds, the grouping or a team is none, or
             the network reads what the scenario does not show.
     """
-    devices = jax.devices()
+    devices, n_processes = jax.local_devices(), jax.process_count()
     if not 1 <= n_devices <= len(devices):
         raise ConfigError(f"--devices {n_devices}: this machine has {len(devices)} {devices[0].platform} device(s)")
     if n_actor_devices and not config.impala.actors:
@@ -43,9 +43,15 @@ def build_learner(
             f"--devices {n_devices} and --actor-devices {n_actor_devices}: this machine has {len(devices)} "
             f"{devices[0].platform} device(s)"
         )
-    if config.worlds % n_devices:
+    if config.impala.actors and n_processes > 1:
         raise ConfigError(
-            f"--devices {n_devices} does not divide training.worlds = {config.worlds}; change one of them"
+            f"training.impala.actors = {config.impala.actors}: actors of their own live in one process, and here are "
+            f"{n_processes}; set it to 0, and training.impala.lag to what they would lag"
+        )
+    if config.worlds % (n_devices * n_processes):
+        of_all = "" if n_processes == 1 else f" of each of {n_processes} processes"
+        raise ConfigError(
+            f"--devices {n_devices}{of_all} does not divide training.worlds = {config.worlds}; change one of them"
         )
     simulator = scenario.simulator()
     where = f"{scenario.place('training.credit.grouping')}: training.credit.grouping"
@@ -56,7 +62,8 @@ def build_learner(
         where=where,
     )
     teams = build_teams(scenario, config, simulator)
-    mesh = Mesh(np.asarray(devices[:n_devices]), (AXIS,))
+    of_all = [device for process in range(n_processes) for device in jax.local_devices(process)[:n_devices]]
+    mesh = Mesh(np.asarray(of_all), (AXIS,))
     learner_class = IMPALA if config.algorithm == "impala" else MPPO
     learner = learner_class(simulator, grouping, teams.opponents, teams.of_team, config, mesh)
     # Before any compilation: whether the network finds what it reads.

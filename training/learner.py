@@ -127,9 +127,18 @@ class AbstractLearner(eqx.Module):
     def init(self, seed: int) -> tuple[Learned, Actors]:
         """Return a fresh learner and its worlds, placed on the mesh."""
         learned = self.init_learned(seed)
-        worlds = jnp.arange(self.config.worlds)
-        actors = eqx.filter_jit(start)(self.stage(learned.network), run_key(learned.key, 1), worlds)
-        return self.place(learned, actors)
+        return self.place(learned, self.start(learned))
+
+    @eqx.filter_jit
+    def start(self, learned: Learned) -> Actors:
+        """Start all worlds, each where it will be stepped."""
+
+        def program(worlds: Int[Array, " b"]) -> Actors:
+            return start(self.stage(learned.network), run_key(learned.key, 1), worlds)
+
+        split = PartitionSpec(AXIS)
+        sharded = jax.shard_map(program, mesh=self.mesh, in_specs=split, out_specs=split, check_vma=False)
+        return sharded(jnp.arange(self.config.worlds))
 
     def close(self) -> None:
         """There is nothing to stop."""
@@ -138,7 +147,10 @@ class AbstractLearner(eqx.Module):
         """Put what is learned on every device, and a share of the worlds on each."""
         replicated = NamedSharding(self.mesh, PartitionSpec())
         sharded = NamedSharding(self.mesh, PartitionSpec(AXIS))
-        return eqx.filter_shard(learned, replicated), eqx.filter_shard(actors, sharded)
+        # An update leaves empty arrays whole on every device; another sharding would compile it anew.
+        empty, full = eqx.partition(actors, lambda x: eqx.is_array(x) and not x.size)
+        actors = eqx.combine(eqx.filter_shard(empty, replicated), eqx.filter_shard(full, sharded))
+        return eqx.filter_shard(learned, replicated), actors
 
     @eqx.filter_jit
     def init_learned(self, seed: int | Int[Array, ""]) -> Learned:
@@ -227,8 +239,6 @@ class AbstractLearner(eqx.Module):
         )
         dynamic, actors, metrics = sharded(dynamic, actors)
         return eqx.combine(dynamic, static), actors, metrics
-
-    # Everything below runs on each device with its share of the worlds; sums over devices are explicit.
 
     # Everything below runs on each device with its share of the worlds; sums over devices are explicit.
 

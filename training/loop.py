@@ -19,6 +19,7 @@ from training.asynchronous import ActorError, Asynchronous
 from training.evaluation import VALIDATION, evaluate
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
+from training.processes import agreed, from_first, is_first, local
 from training.progress import Progress
 from training.runs import EVALUATIONS, TIMELINE, Checkpoints, RunFolder, finite
 from training.teams import Teams
@@ -81,21 +82,24 @@ class Run:
 
     def evaluate(self, writer: SummaryWriter, seconds: float) -> None:
         """Play episodes on maps of their own, and keep the networks if they never did better."""
-        learner, config = self.learner, self.learner.config
-        teams = Teams(learner.of_team, learner.opponents)
-        policy = teams.policy(self.learned.network, learner.simulator.rules)
-        episodes = evaluate(
-            learner.simulator, policy, seed=self.seed, n_episodes=config.evaluation_episodes, stream=VALIDATION
-        )
-        row = {"update": self.done, "steps": self.done * config.steps_per_update, "seconds": seconds}
-        means = row | {f"evaluation/{name}": float(values.mean()) for name, values in episodes.items()}
-        row |= {"metrics": {name: [float(v) for v in values] for name, values in episodes.items()}}
+        values = from_first(self._play)
+        row = {"update": self.done, "steps": self.done * self.learner.config.steps_per_update, "seconds": seconds}
+        means = row | {f"evaluation/{name}": float(np.asarray(x, np.float32).mean()) for name, x in values.items()}
+        row |= {"metrics": values}
         # The networks first: after a crash in between, the run comes by here again.
         if self._score(row) > self.score:
             self.score = self._score(row)
             self.best.save(self.done, network=self.learned.network)
         self.folder.append(row, EVALUATIONS)
         _write(writer, means, "evaluation")
+
+    def _play(self) -> dict[str, list[float]]:
+        learner = self.learner
+        teams = Teams(learner.of_team, learner.opponents)
+        policy = teams.policy(local(self.learned.network), learner.simulator.rules)
+        n_episodes = learner.config.evaluation_episodes
+        episodes = evaluate(learner.simulator, policy, seed=self.seed, n_episodes=n_episodes, stream=VALIDATION)
+        return {name: [float(v) for v in x] for name, x in episodes.items()}
 
     def _score(self, row: dict[str, Any]) -> float:
         return float(np.mean(row["metrics"][self.learner.simulator.rules.headline]))
@@ -126,7 +130,10 @@ def train(runs: Sequence[Run]) -> None:
     before = runs[0].rows[-1]["seconds"] if runs[0].rows else 0.0
     with Progress(config, done, len(runs)) as progress, stop_requested() as stop, ExitStack() as stack:
         stack.callback(learner.close)
-        writers = [stack.enter_context(SummaryWriter(str(run.folder.path), purge_step=purge)) for run in runs]
+        writers = [
+            stack.enter_context(SummaryWriter(str(run.folder.path), purge_step=purge, write_to_disk=is_first()))
+            for run in runs
+        ]
         start = time.perf_counter()
         while done < config.n_updates:
             try:
@@ -149,13 +156,14 @@ def train(runs: Sequence[Run]) -> None:
                 for span in learner.timeline.take():
                     runs[0].folder.append(span, TIMELINE)
             progress.update(rows)
-            last = done == config.n_updates
+            # Asked once, so that all that follows is of one mind.
+            last, stopping = done == config.n_updates, agreed(stop())
             for run, writer in zip(runs, writers, strict=True):
                 if config.evaluate_every and (last or done % config.evaluate_every == 0):
                     run.evaluate(writer, seconds)
-                if last or stop() or done % config.checkpoint_every == 0:
+                if last or stopping or done % config.checkpoint_every == 0:
                     run.save()
-            if stop() and not last:
+            if stopping and not last:
                 raise Interrupted
     for run in runs:
         run.close()

@@ -32,7 +32,7 @@ def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False
     scenario = folder.scenario()
     config = load_training(scenario)
     n_networks = folder.identity().get("networks", 1)
-    mesh = Mesh(np.asarray(jax.devices()[:1]), (AXIS,))
+    mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))
     learner = MPPO(simulator, GroupBy(None, None), None, tuple(range(n_networks)), config, mesh)
     fresh = learner.init_learned(seed=0)
     checkpoints = Checkpoints.best(folder) if best else Checkpoints(folder, config.keep_checkpoints)
@@ -41,7 +41,9 @@ def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False
     of_team = folder.identity().get("of_team", [0])
     n_teams = simulator.rules.n_teams
     known = [max(of_team[team], 0) if team < len(of_team) else 0 for team in range(n_teams)]
-    return Minds(restored["network"].networks, tuple(known), simulator.rules.capacities)
+    # On no device in particular, so that they act wherever the worlds are.
+    free = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)) if eqx.is_array(x) else x, restored["network"])
+    return Minds(free.networks, tuple(known), simulator.rules.capacities)
 
 
 def frozen_policy(

@@ -23,6 +23,7 @@ import swarm
 from swarm.config import Scenario, load
 from swarm.errors import RunError
 from training.config import TrainingConfig
+from training.processes import agreed, is_first
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 TIMELINE = "timeline.jsonl"
@@ -31,7 +32,7 @@ SPARE = 64 << 20  # bytes that stay free beside a checkpoint, for logs and the f
 
 
 class RunFolder:
-    """A folder under `runs/`; holds a lock as long as the process that writes it lives.
+    """A folder under `runs/`; holds a lock as long as the process that writes it lives. Of several, process 0 writes.
 
     Attributes:
         path: the folder.
@@ -122,6 +123,8 @@ class RunFolder:
         Raises:
             RunError: the disk is full, or the folder is gone.
         """
+        if not is_first():
+            return
         try:
             with (self.path / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -131,7 +134,8 @@ class RunFolder:
     def forget_after(self, n_updates: int, name: str = METRICS) -> list[dict[str, Any]]:
         """Drop the lines of updates that a resumed run will do again, and return those kept."""
         kept = [row for row in self.metrics(name) if row["update"] <= n_updates]
-        _write(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
+        if is_first():
+            _write(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
         return kept
 
 
@@ -140,7 +144,7 @@ def _identity(scenario: Scenario, seed: int) -> dict[str, Any]:
         "scenario": scenario.name,
         "source": scenario.source,
         "seed": seed,
-        "device": jax.devices()[0].device_kind,
+        "device": jax.local_devices()[0].device_kind,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "swarm": swarm.__version__,
@@ -192,7 +196,8 @@ class Checkpoints:
         items: dict[str, Any] = {name: ocp.args.StandardSave(arrays) for name, arrays in named.items()}
         full = f"{self.path}: the disk is full, so update {n_updates} is not saved; make room and resume the run"
         # Beforehand, because Orbax's threads report a full disk page after page.
-        if shutil.disk_usage(self.path).free < SPARE + 2 * sum(x.nbytes for a in named.values() for x in a.values()):
+        needed = SPARE + 2 * sum(x.nbytes for a in named.values() for x in a.values())
+        if agreed(shutil.disk_usage(self.path).free < needed):
             raise RunError(full)
         try:
             self._manager.save(n_updates, args=ocp.args.Composite(shapes=ocp.args.JsonSave(shapes), **items))
@@ -217,8 +222,8 @@ class Checkpoints:
         kinds = {
             name: (text.partition("[")[0], json.loads("[" + text.partition("[")[2])) for name, text in found.items()
         }
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        wanted = {name: jax.ShapeDtypeStruct(shape, kind, sharding=device) for name, (kind, shape) in kinds.items()}
+        everywhere = next(iter(old.values())).sharding
+        wanted = {name: jax.ShapeDtypeStruct(shape, kind, sharding=everywhere) for name, (kind, shape) in kinds.items()}
         items = {part: ocp.args.StandardRestore(wanted)}
         restored = self._manager.restore(n_updates, args=ocp.args.Composite(**items))[part]
         arrays = {name: x if name in stayed else restored[name] for name, x in old.items()}
