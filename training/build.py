@@ -6,12 +6,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from swarm.adapters.host import HostRules
 from swarm.build import grouping_of
 from swarm.config import Scenario
 from swarm.errors import ConfigError
 from swarm.scenario import AbstractPolicy
 from swarm.simulator import Simulator
-from training.asynchronous import Asynchronous
+from training.asynchronous import Alternating, Asynchronous
 from training.config import TrainingConfig
 from training.credit import group_by
 from training.impala import IMPALA
@@ -24,7 +25,7 @@ from training.teams import Teams, assign
 
 def build_learner(
     scenario: Scenario, config: TrainingConfig, n_devices: int = 1, n_actor_devices: int = 0
-) -> AbstractLearner | Asynchronous:
+) -> AbstractLearner | Asynchronous | Alternating:
     """Build the learner on the first `n_devices` devices, and actors of their own on those after them.
 
     Actors without devices of their own share those that learn.
@@ -63,7 +64,7 @@ def build_learner(
     jax.eval_shape(learner.init_learned, 0)
     if isinstance(learner, IMPALA) and config.impala.actors:
         return Asynchronous(learner, devices[n_devices : n_devices + n_actor_devices] or devices[:n_devices])
-    return learner
+    return Alternating(learner) if isinstance(simulator.rules, HostRules) else learner
 
 
 def build_teams(scenario: Scenario, config: TrainingConfig, simulator: Simulator) -> Teams:

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import PyTree
 from tensorboardX import SummaryWriter
 
+from swarm.adapters.environments import HostError
 from swarm.errors import RunError
 from swarm.interrupts import stop_requested
 from swarm.status import explain
-from training.asynchronous import ActorError, Asynchronous
+from training.asynchronous import ActorError, Alternating, Asynchronous
 from training.evaluation import VALIDATION, evaluate
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
@@ -38,7 +39,7 @@ class Run:
         rows: lines of metrics of updates before this process.
     """
 
-    def __init__(self, learner: AbstractLearner | Asynchronous, folder: RunFolder, seed: int) -> None:
+    def __init__(self, learner: AbstractLearner | Asynchronous | Alternating, folder: RunFolder, seed: int) -> None:
         self.learner, self.folder = learner, folder
         self.checkpoints = Checkpoints(folder, learner.config.keep_checkpoints)
         self.best = Checkpoints.best(folder)
@@ -133,7 +134,7 @@ def train(runs: Sequence[Run]) -> None:
                 updated = _update(runs)
             except ActorError as error:
                 runs[0].save()
-                raise RunError(f"{error}; saved after {done} updates, from where --resume goes on") from error
+                raise RunError(_saved(error, done)) from error
             rows = [_row(metrics, done + 1, config.steps_per_update) for _, _, metrics in updated]
             for run, row in zip(runs, rows, strict=True):
                 if not finite(row):
@@ -145,14 +146,18 @@ def train(runs: Sequence[Run]) -> None:
                 row["seconds"] = seconds
                 for line in run.record(writer, row, metrics):
                     progress.print(line)
-            if isinstance(learner, Asynchronous):
+            if isinstance(learner, Asynchronous | Alternating):
                 for span in learner.timeline.take():
                     runs[0].folder.append(span, TIMELINE)
             progress.update(rows)
             last = done == config.n_updates
             for run, writer in zip(runs, writers, strict=True):
                 if config.evaluate_every and (last or done % config.evaluate_every == 0):
-                    run.evaluate(writer, seconds)
+                    try:
+                        run.evaluate(writer, seconds)
+                    except HostError as error:
+                        run.save()
+                        raise RunError(_saved(error, done)) from error
                 if last or stop() or done % config.checkpoint_every == 0:
                     run.save()
             if stop() and not last:
@@ -193,6 +198,10 @@ def _write(writer: SummaryWriter, row: dict[str, Any], group: str) -> None:
     for name, value in row.items():
         if name not in ("update", "steps"):
             writer.add_scalar(name if "/" in name else f"{group}/{name}", value, row["steps"])
+
+
+def _saved(error: Exception, done: int) -> str:
+    return f"{error}; saved after {done} updates, from where --resume goes on"
 
 
 def _diverged(run: Run, update: int, row: dict[str, Any]) -> str:
