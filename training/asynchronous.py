@@ -278,7 +278,10 @@ class Alternating:
 
     def init(self, seed: int) -> tuple[Learned, Actors]:
         """Return a fresh learner and its worlds."""
-        return self.place(*self.learner.init(seed))
+        learner = self.learner
+        learned, worlds = learner.init_learned(seed), jnp.arange(learner.config.worlds)
+        actors = eqx.filter_jit(start)(learner.stage(learned.network), run_key(learned.key, 1), worlds)
+        return self.place(learned, actors)
 
     def place(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors]:
         """Put what is learned on every device, and the worlds on the first, which chooses."""

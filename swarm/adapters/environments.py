@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from swarm.errors import ConfigError, SwarmError
 
-EXPECTED = '"gymnasium:ID", "pettingzoo:MODULE" or "module:function"'
+EXPECTED = '"gymnasium:ID", "pettingzoo:ID or MODULE" or "module:function"'
 INSTALL = "install it with: pip install 'swarm-engine[host]'"
 
 
@@ -94,6 +94,10 @@ def make_environment(text: str, options: Mapping[str, Any]) -> Any:
     match library:
         case "gymnasium":
             return Alone(_gymnasium(name, options))
+        case "pettingzoo" if "/" in name:
+            # Its registry, since 1.27.
+            module, function = "pettingzoo", "make"
+            options = {"env_type": "parallel", "id": name, **options}
         case "pettingzoo":
             module, function = name, "parallel_env"
         case _:

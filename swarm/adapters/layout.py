@@ -146,8 +146,8 @@ class Converter:
         parts = [*parts, *[np.ones(1, bool)] * (len(choices) - len(own))]
         return np.concatenate([np.pad(part, (0, n - part.size)) for part, n in zip(parts, choices, strict=True)])
 
-    def action(self, agent: Any, row: np.ndarray) -> Any:
-        """What the environment takes, from an index, indices or commands in [-1, 1]."""
+    def action(self, agent: Any, row: Any) -> Any:
+        """What the environment takes, from an index, indices or commands in [-1, 1] (numpy)."""
         space = self._actions[agent]
         match type(space).__name__:
             case "Discrete":
