@@ -25,7 +25,7 @@ from swarm.adapters.host import HostRules
 from swarm.errors import RunError, SwarmError
 from training.host import HostCollector
 from training.impala import IMPALA
-from training.learner import AXIS, AbstractLearner, Learned, run_key
+from training.learner import AXIS, AbstractLearner, Learned, put, run_key
 from training.rollout import Actors, Experience, collect, start
 
 
@@ -172,8 +172,8 @@ class Asynchronous:
     def place(self, learned: Learned, actors: Any) -> tuple[Learned, Any]:
         """Put what is learned on every device that learns, and each actor's worlds on its own."""
         replicated = NamedSharding(self.learner.mesh, PartitionSpec())
-        placed = (_put(a, d) for a, d in zip(actors, self._devices, strict=True))
-        return _put(learned, replicated), tuple(placed)
+        placed = (put(a, d) for a, d in zip(actors, self._devices, strict=True))
+        return put(learned, replicated), tuple(placed)
 
     def update(self, learned: Learned, actors: Any) -> tuple[Learned, Any, dict[str, Any]]:
         """Learn from the next experience.
@@ -233,7 +233,7 @@ class Asynchronous:
             return collect(stage, actors, run_key(learned.key, 1), act_base, learner.config.rollout, learner.n_parts)
 
         if isinstance(learner.simulator.rules, HostRules):
-            self._collectors = [HostCollector(learner, static, learned.key) for _ in self._devices]
+            self._collectors = [HostCollector(learner, learned, device) for device in self._devices]
         steps = self._collectors or [step] * len(self._devices)
         for i, (mine, device) in enumerate(zip(actors, self._devices, strict=True)):
             self._threads.append(Actor(i, steps[i], mine, device, self._parameters, self._deliveries, self.timeline))
@@ -286,7 +286,7 @@ class Alternating:
     def place(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors]:
         """Put what is learned on every device, and the worlds on the first, which chooses."""
         mesh = self.learner.mesh
-        return _put(learned, NamedSharding(mesh, PartitionSpec())), _put(actors, mesh.devices.flat[0])
+        return put(learned, NamedSharding(mesh, PartitionSpec())), put(actors, mesh.devices.flat[0])
 
     def update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
         """Collect a rollout and learn from it.
@@ -295,13 +295,13 @@ class Alternating:
             ActorError: an environment, or the process that steps it, failed.
         """
         learner = self.learner
-        arrays, static = eqx.partition(learner.acting(learned), eqx.is_inexact_array)
+        device = learner.mesh.devices.flat[0]
         if self._collector is None:
-            self._collector = HostCollector(learner, static, learned.key)
-        draw = jnp.asarray([0, learned.n_updates, 0], jnp.int32)
+            self._collector = HostCollector(learner, learned, device)
+        draw = jnp.asarray([0, int(learned.n_updates), 0], jnp.int32)
         try:
             with self.timeline.span("actor-0", "collect"):
-                arrays = jax.device_put(arrays, learner.mesh.devices.flat[0])
+                arrays = put(eqx.filter(learner.acting(learned), eqx.is_inexact_array), device)
                 actors, experience = jax.block_until_ready(self._collector(arrays, draw, actors))
         except HostError as error:
             raise ActorError(str(error)) from error
@@ -319,14 +319,9 @@ class Alternating:
 def spread(experience: Experience, mesh: Mesh) -> Experience:
     """Share the worlds of experience over the devices that learn."""
 
-    def put(tree: PyTree, *axes: str | None) -> PyTree:
-        return _put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+    def over(tree: PyTree, *axes: str | None) -> PyTree:
+        return put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 
     e = experience
-    parts = put(e.rollout, None, AXIS), put(e.state, None, AXIS), put(e.last, AXIS), put(e.index, AXIS)
-    return Experience(*parts, put(e.sums))
-
-
-def _put(tree: PyTree, where: Any) -> PyTree:
-    """Move arrays to a device, or spread them; unlike constraints of sharding this works from other devices, too."""
-    return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
+    parts = over(e.rollout, None, AXIS), over(e.state, None, AXIS), over(e.last, AXIS), over(e.index, AXIS)
+    return Experience(*parts, over(e.sums))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from swarm.adapters.host import HostRules, advance, begin
 from swarm.adapters.workers import Steps, Workers
 from swarm.scenario import TimeStep, World
-from training.learner import AbstractLearner, run_key
+from training.learner import AbstractLearner, Learned, put, run_key
 from training.networks import Memory
 from training.rollout import Actors, EpisodeSums, Experience, Rollout, Stage, decide, last, no_episodes, outcome
 
@@ -25,22 +25,24 @@ class HostCollector:
     Environments cannot be saved: whoever takes up a checkpoint begins new episodes, and keeps the counts.
     """
 
-    def __init__(self, learner: AbstractLearner, static: PyTree, key: Key[Array, ""]) -> None:
+    def __init__(self, learner: AbstractLearner, learned: Learned, device: Any) -> None:
         """Prepare to collect.
 
         Args:
             learner: its settings and its stage.
-            static: of the networks, all but their parameters.
-            key: of the run.
+            learned: the key of the run, and the form of the networks, whose parameters each call brings.
+            device: where to choose.
         """
-        self._learner, self._static, self._key = learner, static, key
+        self._learner = learner
+        static = eqx.filter(learned.network, eqx.is_inexact_array, inverse=True)
+        self._static, self._key = put((static, learned.key), device)
         self._workers: Workers | None = None
 
     def __call__(self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors) -> tuple[Actors, Experience]:
         """Step for a rollout.
 
         Args:
-            arrays: parameters, on the device that is to choose.
+            arrays: parameters, on the device.
             draw: three numbers that name this rollout among all of the run.
             actors: the worlds as the last call left them.
 
