@@ -158,7 +158,7 @@ def test_who_is_cut_off_alone_is_bootstrapped_and_who_terminates_is_not():
 
 
 def test_learner_and_environments_in_turn(tmp_path, capsys):
-    words = [SIGNS, "training.steps=4096", "training.evaluate_every=16", "training.checkpoint_every=16"]
+    words = [SIGNS, "training.steps=4096", "training.evaluate_every=1000"]
     assert train.main([*words, "--runs", str(tmp_path), "--episodes", "8"]) == 0
     said = capsys.readouterr().out
     assert "video: none" in said
@@ -173,9 +173,6 @@ def test_learner_and_environments_in_turn(tmp_path, capsys):
     assert evaluate.main([str(folder.path), "--episodes", "8", "--deterministic"]) == 0
     found = json.loads((folder.path / "evaluation.json").read_text())["policies"]
     assert found["trained"]["return"]["mean"] >= results["trained"]["return"]["mean"] - 0.5
-    capsys.readouterr()
-    assert evaluate.main([str(folder.path), "--episodes", "2", "--render", str(tmp_path / "x.mp4")]) == 2
-    assert "runs in processes of its own" in capsys.readouterr().err
 
 
 def test_agents_that_end_at_different_times_learn_by_actors_of_their_own():
