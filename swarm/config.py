@@ -51,6 +51,8 @@ class ScenarioConfig(Table):
 
 
 COMMAND_LINE = "command line"
+# Of scenario files that name an environment instead of rules.
+HOST_RULES = "swarm.adapters.host:HostRules"
 
 
 class Scenario(NamedTuple):
@@ -116,6 +118,9 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scen
     own = copy.deepcopy(table) if overrides else None
     for key, value in (overrides or {}).items():
         set_dotted(table, key, value)
+    for read in (table, own or {}):
+        if "environment" in read:
+            read.setdefault("rules", HOST_RULES)
     rules = table.get("rules")
     of_rules = COMMAND_LINE if own is not None and own.get("rules") != rules else label
     if not isinstance(rules, str):

@@ -77,7 +77,8 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     seed = folder.identity()["seed"] if arguments.seed is None else arguments.seed
     n_episodes = 10 * own.evaluation_episodes if arguments.absolute else arguments.episodes
     trained, scripted = (teams.with_opponents(p) for p in (policy, simulator.rules.scripted_policy()))
-    results, values = compare(simulator, {"trained": trained, "scripted": scripted}, seed=seed, n_episodes=n_episodes)
+    policies = {"trained": trained, name_of(simulator.rules): scripted}
+    results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     name = "absolute" if arguments.absolute else "evaluation"
     _write(folder.path / f"{name}.json", results | {"scenario": scenario.source, "overrides": overrides})
     if arguments.absolute:
@@ -105,6 +106,13 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(content, indent=2), "utf-8")
     except OSError as error:
         raise SwarmError(f"{path}: cannot be written: {error}") from None
+
+
+def name_of(rules: Any) -> str:
+    """What the policy is called that trained ones are compared with."""
+    from swarm.adapters.host import HostRules
+
+    return "random" if isinstance(rules, HostRules) else "scripted"
 
 
 def compare(

@@ -107,8 +107,10 @@ def _runs(arguments: argparse.Namespace, stack: ExitStack) -> list["Run"]:
         scenario = load(arguments.scenario, parse_overrides(words))
         seeds = list(range(arguments.seed, arguments.seed + arguments.seeds))
     config = load_training(scenario)
-    if config.impala.actors and len(seeds) > 1:
-        raise ConfigError("--seeds: actors of their own learn one seed at a time; start each by itself")
+    if len(seeds) > 1 and (config.impala.actors or hasattr(scenario.config, "environment")):
+        raise ConfigError(
+            "--seeds: actors of their own, and host environments, learn one seed at a time; start each by itself"
+        )
     check_same(scenario.resolved() | {"seeds": seeds, "devices": arguments.devices})
     learner = build_learner(scenario, config, arguments.devices, arguments.actor_devices)
     about = {"devices": arguments.devices, "processes": n_processes(), "of_team": learner.of_team}
@@ -164,8 +166,9 @@ def _start(runs: Sequence["Run"], *, resumed: bool, init_from: str | None) -> No
 
 def _finish(run: "Run", n_episodes: int) -> None:
     """Evaluate, draw the curve, render a video, and say where they are."""
+    from swarm.adapters.host import HostRules
     from swarm.episode import play
-    from swarm.evaluate import compare, print_comparison
+    from swarm.evaluate import compare, name_of, print_comparison
     from swarm.render import render
     from training.evaluation import episode_keys
     from training.processes import local
@@ -177,13 +180,16 @@ def _finish(run: "Run", n_episodes: int) -> None:
     policy = teams.policy(local(run.learned.network), simulator.rules)
     print(f"evaluating {n_episodes} episodes on maps that training never saw ...", flush=True)
     scripted = teams.with_opponents(simulator.rules.scripted_policy())
-    policies = {"trained": policy, "scripted": scripted}
+    policies = {"trained": policy, name_of(simulator.rules): scripted}
     results, _ = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2), "utf-8")
     print_comparison(results, simulator.rules)
     curve, video = folder.path / "curve.png", folder.path / "video.mp4"
     rules = simulator.rules
-    plot_curve(folder.metrics(), ("return", rules.headline, rules.success), curve)
+    plot_curve(folder.metrics(), list(dict.fromkeys(("return", rules.headline, rules.success))), curve)
+    if isinstance(rules, HostRules):
+        print(f"run:   {folder.path}\ncurve: {curve}\nvideo: none; a host environment draws itself, if it can")
+        return
     n_steps = int(simulator.max_steps)
     try:
         render(play(simulator, policy, episode_keys(seed, 1)[0], n_steps), video, n_steps)

@@ -67,7 +67,14 @@ def test_training_knows_no_scenario(path):
 
 
 @pytest.mark.parametrize(
-    "statement", ["import swarm", "import swarm.config", "import swarm.__main__", "import training.config"]
+    "statement",
+    [
+        "import swarm",
+        "import swarm.config",
+        "import swarm.__main__",
+        "import training.config",
+        "import swarm.adapters.workers",
+    ],
 )
 def test_importing_does_not_load_jax(statement):
     code = f"{statement}; import sys; sys.exit('jax' in sys.modules)"

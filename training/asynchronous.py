@@ -17,12 +17,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
-from swarm.errors import RunError
+from swarm.adapters.environments import HostError
+from swarm.adapters.host import HostRules
+from swarm.errors import RunError, SwarmError
+from training.host import HostCollector
 from training.impala import IMPALA
-from training.learner import AXIS, Learned, run_key
+from training.learner import AXIS, AbstractLearner, Learned, put, run_key
 from training.rollout import Actors, Experience, collect, start
 
 
@@ -149,6 +152,7 @@ class Asynchronous:
         self.learner, self.timeline = learner, Timeline()
         self._devices = [actor_devices[i % len(actor_devices)] for i in range(learner.config.impala.actors)]
         self._threads: list[Actor] = []
+        self._collectors: list[HostCollector] = []
         self._deliveries: queue.Queue[Delivery] = queue.Queue(learner.config.impala.queue)
         self._parameters: Parameters | None = None
 
@@ -168,8 +172,8 @@ class Asynchronous:
     def place(self, learned: Learned, actors: Any) -> tuple[Learned, Any]:
         """Put what is learned on every device that learns, and each actor's worlds on its own."""
         replicated = NamedSharding(self.learner.mesh, PartitionSpec())
-        placed = (_put(a, d) for a, d in zip(actors, self._devices, strict=True))
-        return _put(learned, replicated), tuple(placed)
+        placed = (put(a, d) for a, d in zip(actors, self._devices, strict=True))
+        return put(learned, replicated), tuple(placed)
 
     def update(self, learned: Learned, actors: Any) -> tuple[Learned, Any, dict[str, Any]]:
         """Learn from the next experience.
@@ -189,7 +193,8 @@ class Asynchronous:
                 delivery = self._next()
         waited = time.perf_counter() - began
         with self.timeline.span("learner", "learn"):
-            learned, metrics = jax.block_until_ready(self.learner.learn_from(learned, self._received(delivery)))
+            experience = spread(delivery.experience, self.learner.mesh)
+            learned, metrics = jax.block_until_ready(self.learner.learn_from(learned, experience))
         self._publish(learned)
         taken = tuple(delivery.actors if i == delivery.actor else a for i, a in enumerate(actors))
         metrics |= {
@@ -203,12 +208,16 @@ class Asynchronous:
         return learned, taken, metrics
 
     def close(self) -> None:
-        """Stop the actors; one that steps finishes its rollout first."""
+        """Stop the actors; one that steps finishes its rollout first, unless its environments are slow hosts."""
         for thread in self._threads:
             thread.stopping.set()
+        for collector in self._collectors:
+            collector.stop()
         for thread in self._threads:
             thread.join(self.learner.config.impala.patience)
-        self._threads = []
+        for collector in self._collectors:
+            collector.close()
+        self._threads, self._collectors = [], []
         self._deliveries = queue.Queue(self.learner.config.impala.queue)
 
     def _begin(self, learned: Learned, actors: tuple[Actors, ...]) -> None:
@@ -223,8 +232,11 @@ class Asynchronous:
                 act_base = jax.random.fold_in(act_base, draw[part])
             return collect(stage, actors, run_key(learned.key, 1), act_base, learner.config.rollout, learner.n_parts)
 
+        if isinstance(learner.simulator.rules, HostRules):
+            self._collectors = [HostCollector(learner, learned, device) for device in self._devices]
+        steps = self._collectors or [step] * len(self._devices)
         for i, (mine, device) in enumerate(zip(actors, self._devices, strict=True)):
-            self._threads.append(Actor(i, step, mine, device, self._parameters, self._deliveries, self.timeline))
+            self._threads.append(Actor(i, steps[i], mine, device, self._parameters, self._deliveries, self.timeline))
         for thread in self._threads:
             thread.start()
 
@@ -235,28 +247,81 @@ class Asynchronous:
             # Also while others deliver: who died is missed at once.
             for thread in self._threads:
                 if thread.error is not None:
-                    raise ActorError(f"{thread.name} died: {thread.error!r}") from thread.error
+                    why = thread.error if isinstance(thread.error, SwarmError) else repr(thread.error)
+                    raise ActorError(f"{thread.name} died: {why}") from thread.error
             with contextlib.suppress(queue.Empty):
                 return self._deliveries.get(timeout=min(_GLANCE, left))
         raise ActorError(
             f"no actor delivered within {patience:g} s; if a rollout takes so long, raise training.impala.patience"
         )
 
-    def _received(self, delivery: Delivery) -> Experience:
-        """The experience, with its worlds spread over the devices that learn."""
-
-        def spread(tree: PyTree, *axes: str | None) -> PyTree:
-            return _put(tree, NamedSharding(self.learner.mesh, PartitionSpec(*axes)))
-
-        e = delivery.experience
-        parts = spread(e.rollout, None, AXIS), spread(e.state, None, AXIS), spread(e.last, AXIS), spread(e.index, AXIS)
-        return Experience(*parts, spread(e.sums))
-
     def _publish(self, learned: Learned) -> None:
         assert self._parameters is not None
         self._parameters.publish(int(learned.n_updates), eqx.filter(learned.network, eqx.is_inexact_array))
 
 
-def _put(tree: PyTree, where: Any) -> PyTree:
-    """Move arrays to a device, or spread them; unlike constraints of sharding this works from other devices, too."""
-    return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
+class Alternating:
+    """A learner of host environments without actors of their own: rollouts and learning take turns.
+
+    Attributes:
+        learner: any.
+        timeline: who was busy with what.
+    """
+
+    def __init__(self, learner: AbstractLearner) -> None:
+        self.learner, self.timeline = learner, Timeline()
+        self._collector: HostCollector | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the learner's."""
+        return getattr(self.learner, name)
+
+    def init(self, seed: int) -> tuple[Learned, Actors]:
+        """Return a fresh learner and its worlds."""
+        learner = self.learner
+        learned, worlds = learner.init_learned(seed), jnp.arange(learner.config.worlds)
+        actors = eqx.filter_jit(start)(learner.stage(learned.network), run_key(learned.key, 1), worlds)
+        return self.place(learned, actors)
+
+    def place(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors]:
+        """Put what is learned on every device, and the worlds on the first, which chooses."""
+        mesh = self.learner.mesh
+        return put(learned, NamedSharding(mesh, PartitionSpec())), put(actors, mesh.devices.flat[0])
+
+    def update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
+        """Collect a rollout and learn from it.
+
+        Raises:
+            ActorError: an environment, or the process that steps it, failed.
+        """
+        learner = self.learner
+        device = learner.mesh.devices.flat[0]
+        if self._collector is None:
+            self._collector = HostCollector(learner, learned, device)
+        draw = jnp.asarray([0, int(learned.n_updates), 0], jnp.int32)
+        try:
+            with self.timeline.span("actor-0", "collect"):
+                arrays = put(eqx.filter(learner.acting(learned), eqx.is_inexact_array), device)
+                actors, experience = jax.block_until_ready(self._collector(arrays, draw, actors))
+        except HostError as error:
+            raise ActorError(str(error)) from error
+        with self.timeline.span("learner", "learn"):
+            learned, metrics = jax.block_until_ready(learner.learn_from(learned, spread(experience, learner.mesh)))
+        return learned, actors, metrics | {"episode": experience.sums}
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._collector is not None:
+            self._collector.close()
+            self._collector = None
+
+
+def spread(experience: Experience, mesh: Mesh) -> Experience:
+    """Share the worlds of experience over the devices that learn."""
+
+    def over(tree: PyTree, *axes: str | None) -> PyTree:
+        return put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    e = experience
+    parts = over(e.rollout, None, AXIS), over(e.state, None, AXIS), over(e.last, AXIS), over(e.index, AXIS)
+    return Experience(*parts, over(e.sums))

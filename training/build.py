@@ -6,12 +6,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from swarm.adapters.host import HostRules
 from swarm.build import grouping_of
 from swarm.config import Scenario
 from swarm.errors import ConfigError
 from swarm.scenario import AbstractPolicy
 from swarm.simulator import Simulator
-from training.asynchronous import Asynchronous
+from training.asynchronous import Alternating, Asynchronous
 from training.config import TrainingConfig
 from training.credit import group_by
 from training.impala import IMPALA
@@ -24,7 +25,7 @@ from training.teams import Teams, assign
 
 def build_learner(
     scenario: Scenario, config: TrainingConfig, n_devices: int = 1, n_actor_devices: int = 0
-) -> AbstractLearner | Asynchronous:
+) -> AbstractLearner | Asynchronous | Alternating:
     """Build the learner on the first `n_devices` devices of each process, and actors of their own on those after them.
 
     Actors without devices of their own share those that learn.
@@ -33,6 +34,34 @@ def build_learner(
         ConfigError: there are not so many devices, they do not divide the worlds, the grouping or a team is none, or
             the network reads what the scenario does not show.
     """
+    _check_devices(config, n_devices, n_actor_devices)
+    devices, n_processes = jax.local_devices(), jax.process_count()
+    simulator = scenario.simulator()
+    where = f"{scenario.place('training.credit.grouping')}: training.credit.grouping"
+    grouping = group_by(
+        config.credit.grouping,
+        simulator.levels,
+        lambda text: grouping_of(simulator.rules, text, where=where),
+        where=where,
+    )
+    on_host = isinstance(simulator.rules, HostRules)
+    if on_host and n_processes > 1:
+        raise ConfigError(
+            f"{scenario.source}: host environments live in one process, and here are {n_processes}; start it alone"
+        )
+    teams = build_teams(scenario, config, simulator)
+    of_all = [device for process in range(n_processes) for device in jax.local_devices(process)[:n_devices]]
+    mesh = Mesh(np.asarray(of_all), (AXIS,))
+    learner_class = IMPALA if config.algorithm == "impala" else MPPO
+    learner = learner_class(simulator, grouping, teams.opponents, teams.of_team, config, mesh)
+    # Before any compilation: whether the network finds what it reads.
+    jax.eval_shape(learner.init_learned, 0)
+    if isinstance(learner, IMPALA) and config.impala.actors:
+        return Asynchronous(learner, devices[n_devices : n_devices + n_actor_devices] or devices[:n_devices])
+    return Alternating(learner) if on_host else learner
+
+
+def _check_devices(config: TrainingConfig, n_devices: int, n_actor_devices: int) -> None:
     devices, n_processes = jax.local_devices(), jax.process_count()
     if not 1 <= n_devices <= len(devices):
         raise ConfigError(f"--devices {n_devices}: this machine has {len(devices)} {devices[0].platform} device(s)")
@@ -53,24 +82,6 @@ def build_learner(
         raise ConfigError(
             f"--devices {n_devices}{of_all} does not divide training.worlds = {config.worlds}; change one of them"
         )
-    simulator = scenario.simulator()
-    where = f"{scenario.place('training.credit.grouping')}: training.credit.grouping"
-    grouping = group_by(
-        config.credit.grouping,
-        simulator.levels,
-        lambda text: grouping_of(simulator.rules, text, where=where),
-        where=where,
-    )
-    teams = build_teams(scenario, config, simulator)
-    of_all = [device for process in range(n_processes) for device in jax.local_devices(process)[:n_devices]]
-    mesh = Mesh(np.asarray(of_all), (AXIS,))
-    learner_class = IMPALA if config.algorithm == "impala" else MPPO
-    learner = learner_class(simulator, grouping, teams.opponents, teams.of_team, config, mesh)
-    # Before any compilation: whether the network finds what it reads.
-    jax.eval_shape(learner.init_learned, 0)
-    if isinstance(learner, IMPALA) and config.impala.actors:
-        return Asynchronous(learner, devices[n_devices : n_devices + n_actor_devices] or devices[:n_devices])
-    return learner
 
 
 def build_teams(scenario: Scenario, config: TrainingConfig, simulator: Simulator) -> Teams:

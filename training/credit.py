@@ -215,7 +215,7 @@ class Trajectory(eqx.Module):
         value: before the step.
         valid: a member was alive when the step began.
         identity: of the group slot when the step began.
-        final_value: value of the last observation where the world was truncated in the step; else 0.
+        final_value: value of the last observation where world or group was truncated in the step; else 0.
         final_valid: whether the group lived at that observation.
         ended: the world's episode ended in the step; [t].
     """
@@ -266,8 +266,9 @@ def advantages(
         same = jnp.ones_like(same)
     continues = same & ~trajectory.ended[:, None]
     following = jnp.concatenate([value[1:], last_value[None]])
-    # Where a group died or its slot passed on, nothing follows; where the world was truncated, its last value does.
-    next_value = jnp.where(trajectory.ended[:, None], final_value, jnp.where(continues, following, 0.0))
+    # Where a group died or its slot passed on, nothing follows; where it was truncated, its last value does.
+    cut = trajectory.ended[:, None] | (trajectory.final_valid & ~continues)
+    next_value = jnp.where(cut, final_value, jnp.where(continues, following, 0.0))
     gamma = jnp.full_like(reward, discount)
     take, links = None, None
     if people is not None and (credit.spawn or credit.posthumous):

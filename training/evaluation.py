@@ -9,6 +9,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Key, PyTree
 
+from swarm.adapters.host import HostRules
 from swarm.hierarchy import reduce_groups
 from swarm.scenario import AbstractPolicy, TimeStep, World
 from swarm.simulator import Simulator
@@ -113,7 +114,17 @@ def _play(simulator: Simulator, policy: AbstractPolicy, keys: Key[Array, " e"]) 
 def evaluate(
     simulator: Simulator, policy: AbstractPolicy, *, seed: int, n_episodes: int, stream: int = TEST
 ) -> dict[str, Float[np.ndarray, " e"]]:
-    """Play episodes to their end and return the metrics of each at its end."""
+    """Play episodes to their end and return the metrics of each at its end.
+
+    Raises:
+        HostError: a host environment, or the process that steps it, failed.
+    """
+    if isinstance(simulator.rules, HostRules):
+        # Imported here, because it tallies as we do.
+        from training.host_episodes import play_episodes
+
+        key = jax.random.fold_in(jax.random.key(seed), stream)
+        return play_episodes(simulator, policy, key, n_episodes, min(n_episodes, _BATCH))
     keys = episode_keys(seed, n_episodes, stream)
     parts = [_play(simulator, policy, keys[i : i + _BATCH]) for i in range(0, n_episodes, _BATCH)]
     return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}

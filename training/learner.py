@@ -411,6 +411,11 @@ def run_key(key: Key[Array, ""], number: int) -> Key[Array, ""]:
     return jax.random.fold_in(key, number)
 
 
+def put(tree: PyTree, where: Any) -> PyTree:
+    """Move arrays to a device, or spread them; unlike constraints of sharding this works from other devices, too."""
+    return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
+
+
 def over_devices(x: Array) -> Array:
     """Sum over devices."""
     return jax.lax.psum(x, AXIS)

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import PyTree
 from tensorboardX import SummaryWriter
 
+from swarm.adapters.environments import HostError
 from swarm.errors import RunError
 from swarm.interrupts import stop_requested
 from swarm.status import explain
-from training.asynchronous import ActorError, Asynchronous
+from training.asynchronous import ActorError, Alternating, Asynchronous
 from training.evaluation import VALIDATION, evaluate
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
@@ -39,7 +40,7 @@ class Run:
         rows: lines of metrics of updates before this process.
     """
 
-    def __init__(self, learner: AbstractLearner | Asynchronous, folder: RunFolder, seed: int) -> None:
+    def __init__(self, learner: AbstractLearner | Asynchronous | Alternating, folder: RunFolder, seed: int) -> None:
         self.learner, self.folder = learner, folder
         self.checkpoints = Checkpoints(folder, learner.config.keep_checkpoints)
         self.best = Checkpoints.best(folder)
@@ -104,6 +105,18 @@ class Run:
     def _score(self, row: dict[str, Any]) -> float:
         return float(np.mean(row["metrics"][self.learner.simulator.rules.headline]))
 
+    def settle(self, writer: SummaryWriter, seconds: float, *, ends: bool) -> None:
+        """Evaluate and save where it is due after an update, or because training ends with it."""
+        config, last = self.learner.config, self.done == self.learner.config.n_updates
+        if config.evaluate_every and (last or self.done % config.evaluate_every == 0):
+            try:
+                self.evaluate(writer, seconds)
+            except HostError as error:
+                self.save()
+                raise RunError(_saved(error, self.done)) from error
+        if ends or self.done % config.checkpoint_every == 0:
+            self.save()
+
     def save(self) -> None:
         """Save the whole state."""
         self.checkpoints.save(self.done, **_parts(self.learned, self.actors))
@@ -140,7 +153,7 @@ def train(runs: Sequence[Run]) -> None:
                 updated = _update(runs)
             except ActorError as error:
                 runs[0].save()
-                raise RunError(f"{error}; saved after {done} updates, from where --resume goes on") from error
+                raise RunError(_saved(error, done)) from error
             rows = [_row(metrics, done + 1, config.steps_per_update) for _, _, metrics in updated]
             for run, row in zip(runs, rows, strict=True):
                 if not finite(row):
@@ -152,17 +165,14 @@ def train(runs: Sequence[Run]) -> None:
                 row["seconds"] = seconds
                 for line in run.record(writer, row, metrics):
                     progress.print(line)
-            if isinstance(learner, Asynchronous):
+            if isinstance(learner, Asynchronous | Alternating):
                 for span in learner.timeline.take():
                     runs[0].folder.append(span, TIMELINE)
             progress.update(rows)
             # Asked once, so that all that follows is of one mind.
             last, stopping = done == config.n_updates, agreed(stop())
             for run, writer in zip(runs, writers, strict=True):
-                if config.evaluate_every and (last or done % config.evaluate_every == 0):
-                    run.evaluate(writer, seconds)
-                if last or stopping or done % config.checkpoint_every == 0:
-                    run.save()
+                run.settle(writer, seconds, ends=last or stopping)
             if stopping and not last:
                 raise Interrupted
     for run in runs:
@@ -201,6 +211,10 @@ def _write(writer: SummaryWriter, row: dict[str, Any], group: str) -> None:
     for name, value in row.items():
         if name not in ("update", "steps"):
             writer.add_scalar(name if "/" in name else f"{group}/{name}", value, row["steps"])
+
+
+def _saved(error: Exception, done: int) -> str:
+    return f"{error}; saved after {done} updates, from where --resume goes on"
 
 
 def _diverged(run: Run, update: int, row: dict[str, Any]) -> str:

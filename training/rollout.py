@@ -51,7 +51,8 @@ class Rollout(eqx.Module):
         fresh: whether its memory was another's.
         membership: who belonged to which group slot when the step began, of those that learn.
         people: who they were.
-        final_value: like value, of the last observation where the world was truncated in the step; else 0.
+        final_value: like value, of the last observation where the world was truncated in the step; else 0. Worlds that
+            do not run in JAX may truncate a group alone.
         final_valid: whether the group lived at that observation.
         ended: whether the world's episode ended in the step.
     """
@@ -190,16 +191,22 @@ def collect(
         carry, rows = jax.lax.scan(body, carry, times)
         return carry, (state, rows)
 
-    metrics = jax.eval_shape(stage.simulator.metrics, jax.tree.map(lambda x: x[0], actors.world))
-    zeros = {name: jnp.zeros(()) for name in (*metrics, "return")}
-    sums = EpisodeSums(jnp.zeros(()), zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
+    sums = no_episodes(stage, actors)
     times = jnp.arange(n_steps).reshape(n_parts, -1)
     (actors, sums), (state, rollout) = jax.lax.scan(part, (actors, sums), times)
     rollout = jax.tree.map(lambda x: x.reshape(n_steps, *x.shape[2:]), rollout)
-    return actors, Experience(rollout, state, _last(stage, actors), actors.index, sums)
+    return actors, Experience(rollout, state, last(stage, actors), actors.index, sums)
 
 
-def _last(stage: Stage, actors: Actors) -> Last:
+def no_episodes(stage: Stage, actors: Actors) -> EpisodeSums:
+    """Sums over nothing."""
+    metrics = jax.eval_shape(stage.simulator.metrics, jax.tree.map(lambda x: x[0], actors.world))
+    zeros = {name: jnp.zeros(()) for name in (*metrics, "return")}
+    return EpisodeSums(jnp.zeros(()), zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
+
+
+def last(stage: Stage, actors: Actors) -> Last:
+    """How the worlds stand now."""
     observation, entities = actors.timestep.observation, actors.world.entities
     membership, mind = jax.vmap(stage.members)(actors.world, observation.alive)
     people = _people(membership, entities)
@@ -213,10 +220,15 @@ def _people(membership: Membership, entities: Entities) -> People:
     return People(membership.index, entities.uid, entities.team, builder)
 
 
-def _step(
-    stage: Stage, actors: Actors, sums: EpisodeSums, reset_base: Key[Array, ""], step_key: Key[Array, ""]
-) -> tuple[tuple[Actors, EpisodeSums], Rollout]:
-    """One step of all worlds."""
+def decide(
+    stage: Stage, actors: Actors, step_key: Key[Array, ""]
+) -> tuple[Rollout, Raw, Float[Array, "b n m"], PyTree]:
+    """Let everybody choose.
+
+    Returns:
+        The row of experience, in which what follows from the step is still 0; the actions; and what the networks and
+        the opponents remember.
+    """
     observation, entities = actors.timestep.observation, actors.world.entities
     membership, mind = jax.vmap(stage.members)(actors.world, observation.alive)
     fresh = actors.memory.uid != entities.uid
@@ -228,34 +240,48 @@ def _step(
     raw = jax.vmap(lambda p, m, e, k: stage.distribution.sample(p, m, e.keys(k)))(parameters, mask, entities, keys)
     log_prob, _ = stage.distribution.log_prob_and_entropy(parameters, mask, raw)
     action, opponents = _with_opponents(stage, actors, mind, stage.distribution.command(raw), keys)
+    rows = Rollout(
+        observation=stage.minds.keep(observation),
+        raw=raw,
+        log_prob=log_prob,
+        value=value,
+        reward=jnp.zeros_like(log_prob),
+        mind=mind,
+        fresh=fresh,
+        membership=membership,
+        people=_people(membership, entities),
+        final_value=jnp.zeros_like(value),
+        final_valid=jnp.zeros(value.shape[:-1], bool),
+        ended=jnp.zeros(mind.shape[0], bool),
+    )
+    return rows, action, state, opponents
+
+
+def _step(
+    stage: Stage, actors: Actors, sums: EpisodeSums, reset_base: Key[Array, ""], step_key: Key[Array, ""]
+) -> tuple[tuple[Actors, EpisodeSums], Rollout]:
+    """One step of all worlds."""
+    rows, action, state, opponents = decide(stage, actors, step_key)
     world, timestep = jax.vmap(stage.simulator.step)(actors.world, action)
-    reward = jnp.where(mind >= 0, timestep.reward, 0.0)
+    reward = jnp.where(rows.mind >= 0, timestep.reward, 0.0)
     after = Actors(
         world=world,
         timestep=timestep,
         index=actors.index,
         n_episodes=actors.n_episodes,
         episode_return=actors.episode_return + jnp.sum(reward, axis=1),
-        memory=Memory(state, entities.uid),
+        memory=Memory(state, actors.world.entities.uid),
         opponents=opponents,
     )
-    final = (jnp.zeros_like(value), jnp.zeros(value.shape[:-1], bool))
-    after, sums, final = _finish(stage, reset_base, after, sums, membership.identity, final)
-    rows = Rollout(
-        observation=stage.minds.keep(observation),
-        raw=raw,
-        log_prob=log_prob,
-        value=value,
-        reward=reward,
-        mind=mind,
-        fresh=fresh,
-        membership=membership,
-        people=_people(membership, entities),
-        final_value=final[0],
-        final_valid=final[1],
-        ended=timestep.ended,
-    )
-    return (after, sums), rows
+    final = rows.final_value, rows.final_valid
+    after, sums, final = _finish(stage, reset_base, after, sums, rows.membership.identity, final)
+    return (after, sums), outcome(rows, reward, *final, timestep.ended)
+
+
+def outcome(rows: Rollout, reward: Any, final_value: Any, final_valid: Any, ended: Any) -> Rollout:
+    """Fill in what followed from the step."""
+    parts = lambda r: (r.reward, r.final_value, r.final_valid, r.ended)  # noqa: E731
+    return eqx.tree_at(parts, rows, (reward, final_value, final_valid, ended))
 
 
 def _with_opponents(
