@@ -3,6 +3,7 @@
 A rollout is of the same form as that of `training.rollout.collect`, so that whoever learns cannot tell them apart.
 """
 
+import threading
 from typing import Any
 
 import equinox as eqx
@@ -37,6 +38,7 @@ class HostCollector:
         static = eqx.filter(learned.network, eqx.is_inexact_array, inverse=True)
         self._static, self._key = put((static, learned.key), device)
         self._workers: Workers | None = None
+        self._stopping = threading.Event()
 
     def __call__(self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors) -> tuple[Actors, Experience]:
         """Step for a rollout.
@@ -69,9 +71,8 @@ class HostCollector:
         return actors, Experience(rollout, jnp.stack(states), _last(stage, actors), actors.index, sums)
 
     def stop(self) -> None:
-        """End a wait for the environments, from any thread."""
-        if self._workers is not None:
-            self._workers.stopping.set()
+        """End a wait for the environments, from any thread, once and for all."""
+        self._stopping.set()
 
     def close(self) -> None:
         """End the processes."""
@@ -84,7 +85,8 @@ class HostCollector:
         assert isinstance(rules, HostRules)
         index, n_episodes = np.asarray(actors.index), np.asarray(actors.n_episodes)
         entropy = entropy_of(run_key(self._key, 1))
-        self._workers = Workers(rules.task, entropy, list(zip(index.tolist(), n_episodes.tolist(), strict=True)))
+        worlds = list(zip(index.tolist(), n_episodes.tolist(), strict=True))
+        self._workers = Workers(rules.task, entropy, worlds, self._stopping)
         return _start(stage, actors, self._workers.reset())
 
 

@@ -5,7 +5,6 @@ They are spawned, never forked: a process that has started JAX has threads, whic
 
 import json
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -180,21 +179,24 @@ def _told(error: BaseException) -> str:
 
 
 class Workers:
-    """Processes that step the worlds of one actor side by side; close them when it is over.
+    """Processes that step the worlds of one actor side by side; close them when it is over."""
 
-    Attributes:
-        stopping: set it from any thread, to end a wait.
-    """
-
-    def __init__(self, task: Task, entropy: Sequence[int], worlds: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        entropy: Sequence[int],
+        worlds: Sequence[tuple[int, int]],
+        stopping: threading.Event | None = None,
+    ) -> None:
         """Start the processes.
 
         Args:
             task: what they do.
             entropy: whole numbers that seeds derive from.
             worlds: number of each world, and of its first episode.
+            stopping: set it from any thread, to end a wait.
         """
-        self.stopping = threading.Event()
+        self._stopping = stopping or threading.Event()
         self._task = task
         context = multiprocessing.get_context("spawn")
         n = min(task.processes, len(worlds))
@@ -258,7 +260,7 @@ class Workers:
         found: dict[int, Steps] = {}
         until = time.monotonic() + self._task.patience
         while missing := [i for i in range(len(self._pipes)) if i not in found]:
-            if self.stopping.is_set():
+            if self._stopping.is_set():
                 raise Stopped
             left = until - time.monotonic()
             if left <= 0:
@@ -297,8 +299,3 @@ class Workers:
     def _who(self, number: int) -> str:
         share = self._shares[number]
         return f"{self._task.environment}: process {number} of worlds {share[0]} to {share[-1]}"
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 
 import hosts
@@ -175,9 +176,10 @@ def test_a_process_that_is_killed_is_missed_at_once():
 
 
 def test_a_wait_can_be_ended_from_outside():
-    workers = Workers(task("Bomb", 1, fuse=1, how="hang"), (0,), [(0, 0)])
+    stopping = threading.Event()
+    workers = Workers(task("Bomb", 1, fuse=1, how="hang"), (0,), [(0, 0)], stopping)
     workers.reset()
-    workers.stopping.set()
+    stopping.set()
     with pytest.raises(Stopped):
         workers.step(np.zeros((1, 1), np.int32))
     began = time.monotonic()
