@@ -166,7 +166,7 @@ def test_a_file_that_is_no_text_is_named(file, tmp_path):
 def test_a_file_that_is_not_there_is_named_with_those_that_are(tmp_path):
     message = message_of(load, str(tmp_path / "none.toml"))
     assert f"{tmp_path / 'none.toml'}: no such file" in message
-    assert "flocking, outpost, pursuit" in message
+    assert "flocking, legion, outpost" in message
 
 
 @pytest.mark.parametrize(
