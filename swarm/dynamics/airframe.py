@@ -141,13 +141,13 @@ class Airframe(Table):
         small, middle, large = sorted(self.inertia)
         if large > (1.0 + 1e-9) * (small + middle):
             raise ValueError(
-                f"inertia = {list(self.inertia)}: no body has one moment larger than the sum of the others; check the units"
+                f"inertia = {list(self.inertia)}: no body has a moment larger than the others' sum; check the units"
             )
         low, high = self.rotors.thrust_range
         if not low < self.hover_thrust < high:
             raise ValueError(
-                f"rotors.thrust_range = {[low, high]}: hovering takes {self.hover_thrust:.4g} N of each rotor, which must "
-                "lie between; check mass and thrust"
+                f"rotors.thrust_range = {[low, high]}: hovering takes {self.hover_thrust:.4g} N of each rotor, which "
+                "must lie between; check mass and thrust"
             )
         return self
 
@@ -176,10 +176,14 @@ def load_airframe(source: str | Path) -> Airframe:
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}; shipped airframes: {', '.join(airframe_names())}") from None
+            raise ConfigError(
+                f"{path}: cannot be read: {error}; shipped airframes: {', '.join(airframe_names())}"
+            ) from None
         return validate(Airframe, parse_toml(text, str(path)), str(path))
     if source not in airframe_names():
-        raise ConfigError(f"{source}: no such airframe{nearest(str(source), airframe_names())} (a file must end in .toml)")
+        raise ConfigError(
+            f"{source}: no such airframe{nearest(str(source), airframe_names())} (a file must end in .toml)"
+        )
     label = f"{source}.toml"
     return validate(Airframe, parse_toml((_shipped() / label).read_text("utf-8"), label), label)
 

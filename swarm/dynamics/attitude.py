@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from swarm.dynamics import quaternion
-from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, pull_of
+from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, Plant, pull_of
 from swarm.dynamics.motion import Motion, wrapped
 from swarm.dynamics.quaternion import Components, components, joined
 from swarm.entities import Entities
@@ -133,6 +133,10 @@ class AttitudeFlight(AbstractAttitudeFlight):
         if self.n_substeps < 1:
             raise ConfigError(f"AttitudeFlight: n_substeps = {self.n_substeps}: expected at least 1")
 
+    def plant(self, kind: Int[Array, " n"]) -> Plant:
+        """Its mass, gravity and drag."""
+        return Plant(self.mass[kind], self.gravity[kind], self.drag[kind])
+
     def n_commands(self, n_dimensions: int) -> int:
         """Three angles and the thrust."""
         return 4
@@ -182,7 +186,9 @@ class AttitudeFlight(AbstractAttitudeFlight):
         def swing(angles: Components, rates: Components, thrust: Array) -> tuple[Components, Components, Array]:
             off = tuple(a - g for a, g in zip(angles, goals, strict=True))
             both = [
-                tuple(rounded(matrix[:, i, row, 0] * off[i]) + rounded(matrix[:, i, row, 1] * rates[i]) for i in range(3))
+                tuple(
+                    rounded(matrix[:, i, row, 0] * off[i]) + rounded(matrix[:, i, row, 1] * rates[i]) for i in range(3)
+                )
                 for row in range(2)
             ]
             angles = tuple(g + a for g, a in zip(goals, both[0], strict=True))

@@ -1,6 +1,6 @@
 """Controllers as layers: each takes a simpler command, flies the layer below, and is a drone again.
 
-Position -> velocity -> attitude and thrust -> rotor speeds; the lowest layer may instead be an identified attitude loop.
+Position -> velocity -> attitude and thrust -> rotor speeds; the lowest layer may be an identified attitude loop.
 """
 
 import equinox as eqx
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from swarm.dynamics import quaternion
-from swarm.dynamics.flight import AbstractAttitudeFlight, AbstractFlight, Air, repeated
+from swarm.dynamics.flight import AbstractAttitudeFlight, AbstractFlight, Air, Plant, repeated
 from swarm.dynamics.motion import Motion, wrapped
-from swarm.dynamics.quadrotor import Quadrotor
-from swarm.dynamics.quaternion import components, cross, inner, joined
+from swarm.dynamics.quadrotor import Law, Quadrotor
+from swarm.dynamics.quaternion import Components, components, cross, inner, joined
 from swarm.entities import Entities
 from swarm.space import rounded
 from swarm.vectors import clipped
@@ -20,10 +20,10 @@ from swarm.vectors import clipped
 class AttitudeHold(AbstractAttitudeFlight):
     """Holds attitude and thrust of a rigid body by the speeds of its rotors.
 
-    Torque = I (-stiffness e - damping omega) + omega x I omega, with the error e = vee(R_d^T R - R^T R_d) / 2 (Lee, Leok
-    and McClamroch 2010, eq. 10 and 16, for a goal at rest): almost all attitudes converge. The mixer is the pseudo-inverse
-    of how rotors make thrust and torque; each rotor is then limited. Its command leads the wanted speed by `lead`, so
-    that a slow motor answers as one that is `lead` times as fast.
+    Torque = I (-stiffness e - damping omega) + omega x I omega, with the error e = vee(R_d^T R - R^T R_d) / 2
+    (Lee, Leok and McClamroch 2010, eq. 10 and 16, for a goal at rest): almost all attitudes converge. The mixer is the
+    pseudo-inverse of how rotors make thrust and torque; each rotor is then limited. Its command leads the wanted speed
+    by `lead`, so that a slow motor answers as one that is `lead` times as fast.
 
     Command: roll, pitch, yaw (radians) and thrust (newtons).
 
@@ -47,8 +47,9 @@ class AttitudeHold(AbstractAttitudeFlight):
     thrust_range: Float[Array, "kinds 2"]
     n_updates: int = eqx.field(static=True, default=1)
 
-    mass = property(lambda self: self.vehicle.mass)
-    gravity = property(lambda self: self.vehicle.gravity)
+    def plant(self, kind: Int[Array, " n"]) -> Plant:
+        """Of the vehicle."""
+        return self.vehicle.plant(kind)
 
     def n_commands(self, n_dimensions: int) -> int:
         """Three angles and the thrust."""
@@ -75,52 +76,48 @@ class AttitudeHold(AbstractAttitudeFlight):
         """As it is."""
         return jnp.concatenate([angles, thrust[:, None]], axis=1)
 
-    def rotor_command(
-        self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"]
-    ) -> Float[Array, "n r"]:
-        """RPM of each rotor."""
-        tilt = self.max_tilt[kind]
+    def fly(
+        self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
+    ) -> Motion:
+        """Command the rotors `n_updates` times."""
+        return self.vehicle.driven(motion, self.law(command, kind), kind, dt, air, self.n_updates)
+
+    def law(self, command: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Law:
+        """Rotor speeds from attitude, rates and rotor speeds."""
+        tilt, lead = self.max_tilt[kind], self.lead[kind]
         roll, pitch, yaw, thrust = components(command)
         goal = quaternion.from_angles((jnp.clip(roll, -tilt, tilt), jnp.clip(pitch, -tilt, tilt), yaw))
         inertia, stiffness, damping = (
             components(x[kind]) for x in (self.vehicle.inertia, self.stiffness, self.damping)
         )
-        *way, cos = quaternion.product(quaternion.conjugate(goal), components(motion.inner.attitude))
-        rates = components(motion.inner.rates)
-        wanted = tuple(
-            -rounded(k * (2.0 * rounded(cos * e))) - rounded(d * w)
-            for k, e, d, w in zip(stiffness, way, damping, rates, strict=True)
-        )
-        momentum = tuple(rounded(i * w) for i, w in zip(inertia, rates, strict=True))
-        torque = tuple(
-            rounded(i * a) + b for i, a, b in zip(inertia, wanted, cross(rates, momentum), strict=True)
-        )
-        low, high = self.thrust_range[kind].T
-        rotors, lead = self.vehicle.rotors.of(kind), self.lead[kind]
-        commands = []
-        for row, speed in zip(jnp.moveaxis(self.mixer[kind], 0, -1), components(motion.inner.rotors), strict=True):
-            push = jnp.clip(inner(tuple(row), (thrust, *torque)), low, high)
-            commands.append(speed + rounded(lead * (rotors.speed_of_thrust(push) - speed)))
-        return joined(tuple(commands))
+        low, high = components(self.thrust_range[kind])
+        rotors, rows = self.vehicle.rotors.of(kind), jnp.moveaxis(self.mixer[kind], 0, -1)
 
-    def fly(
-        self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
-    ) -> Motion:
-        """Command the rotors `n_updates` times."""
-        h = dt / self.n_updates
+        def torque(attitude: Components, rates: Components) -> Components:
+            *way, cos = quaternion.product(quaternion.conjugate(goal), attitude)
+            swing = cross(rates, tuple(rounded(i * w) for i, w in zip(inertia, rates, strict=True)))
+            wanted = (
+                -rounded(k * (2.0 * rounded(cos * e))) - rounded(d * w)
+                for k, e, d, w in zip(stiffness, way, damping, rates, strict=True)
+            )
+            return tuple(rounded(i * a) + b for i, a, b in zip(inertia, wanted, swing, strict=True))
 
-        def update(motion: Motion) -> Motion:
-            return self.vehicle.fly(motion, self.rotor_command(motion, command, kind), kind, h, air)
+        def speeds(attitude: Components, rates: Components, now: Components) -> Components:
+            made = (thrust, *torque(attitude, rates))
+            pushes = (jnp.clip(inner(tuple(row), made), low, high) for row in rows)
+            goals = (rotors.speed_of_thrust(push) for push in pushes)
+            return tuple(w + rounded(lead * (goal - w)) for goal, w in zip(goals, now, strict=True))
 
-        return repeated(self.n_updates, update, motion)
+        return speeds
 
 
 class VelocityHold(AbstractFlight):
     """Flies at a velocity, looking along a yaw: the wanted acceleration says where the thrust should point.
 
-    a = gain (v_d - v), shortened to `acceleration`; F = m (a + (0, 0, g)), its tilt limited; roll and pitch from the
-    direction of F and the yaw (Mellinger and Kumar 2011, section IV); thrust F . z with the upward axis z of the body (Lee
-    et al. 2010, eq. 15). No integral: a steady wind leaves a steady error of the order drag wind / (m gain).
+    a = gain (v_d - v), shortened to `acceleration`, plus drag v_d / m, the drag in still air; F = m (a + (0, 0, g)),
+    its tilt limited; roll and pitch from the direction of F and the yaw (Mellinger and Kumar 2011, section IV); thrust
+    F . z with the upward axis z of the body (Lee et al. 2010, eq. 15). No integral: a steady wind w leaves an error of
+    about drag w / (m gain).
 
     Command: velocity (metres per second) and yaw (radians).
 
@@ -140,8 +137,9 @@ class VelocityHold(AbstractFlight):
     max_tilt: Float[Array, " kinds"]
     n_updates: int = eqx.field(static=True, default=1)
 
-    mass = property(lambda self: self.vehicle.mass)
-    gravity = property(lambda self: self.vehicle.gravity)
+    def plant(self, kind: Int[Array, " n"]) -> Plant:
+        """Of the vehicle."""
+        return self.vehicle.plant(kind)
 
     def n_commands(self, n_dimensions: int) -> int:
         """A velocity and the yaw."""
@@ -163,9 +161,11 @@ class VelocityHold(AbstractFlight):
         self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"]
     ) -> Float[Array, "n 4"]:
         """What the layer below is told."""
-        error = clipped(command[:, :3], self.speed[kind]) - motion.velocity
-        x, y, z = components(clipped(rounded(self.gain[kind] * error), self.acceleration[kind]))
-        z = jnp.maximum(z + self.gravity[kind], 0.1 * self.gravity[kind])
+        plant, wanted = self.vehicle.plant(kind), clipped(command[:, :3], self.speed[kind])
+        change = rounded(self.gain[kind] * (wanted - motion.velocity))
+        against = rounded(plant.drag * wanted) / plant.mass[:, None]
+        x, y, z = components(clipped(change, self.acceleration[kind]) + against)
+        z = jnp.maximum(z + plant.gravity, 0.1 * plant.gravity)
         across = clipped(joined((x, y)), z * jnp.tan(self.max_tilt[kind]))
         force = (*components(across), z)
         yaw = wrapped(command[:, 3])
@@ -174,7 +174,7 @@ class VelocityHold(AbstractFlight):
         pitch = jnp.arctan2(ahead, z)
         roll = jnp.arctan2(-aside, jnp.sqrt(rounded(ahead * ahead) + rounded(z * z)))
         up = quaternion.up_of(components(self.vehicle.attitude(motion)))
-        thrust = self.mass[kind] * inner(force, up)
+        thrust = plant.mass * inner(force, up)
         return self.vehicle.aim(joined((roll, pitch, yaw)), thrust, kind)
 
     def fly(
@@ -210,8 +210,9 @@ class PositionHold(AbstractFlight):
     high: Float[Array, "kinds 4"]
     n_updates: int = eqx.field(static=True, default=1)
 
-    mass = property(lambda self: self.vehicle.mass)
-    gravity = property(lambda self: self.vehicle.gravity)
+    def plant(self, kind: Int[Array, " n"]) -> Plant:
+        """Of the vehicle."""
+        return self.vehicle.plant(kind)
 
     def n_commands(self, n_dimensions: int) -> int:
         """A position and the yaw."""

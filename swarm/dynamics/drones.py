@@ -10,12 +10,12 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float
 
-from swarm.dynamics.airframe import Airframe, Positive, load_airframes
+from swarm.config import Table, validate
+from swarm.dynamics.airframe import Airframe, AttitudeTable, Positive, load_airframes
 from swarm.dynamics.attitude import AbstractResponse, AttitudeFlight, FirstOrder, SecondOrder
 from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
 from swarm.dynamics.flight import AbstractFlight
 from swarm.dynamics.quadrotor import RADIANS_PER_RPM, Quadrotor, Rotors
-from swarm.config import Table, validate
 from swarm.errors import ConfigError
 
 Model = Literal["rotors", "attitude", "attitude_lag"]
@@ -90,7 +90,9 @@ def drone_dynamics(
     inner = -(-inner // outer)
     for frame, source in zip(frames, airframes, strict=True):
         _check_stable(frame, source, model, commands, table, time_step, outer, inner)
-    vehicle = _attitude_hold(frames, table, inner) if model == "rotors" else attitude_flight(frames, model, table, inner)
+    vehicle = (
+        _attitude_hold(frames, table, inner) if model == "rotors" else attitude_flight(frames, model, table, inner)
+    )
     if commands == "attitude":
         return vehicle
     n = len(frames)
@@ -156,7 +158,7 @@ def attitude_flight(frames: Sequence[Airframe], model: Model, table: ControlTabl
     )
 
 
-def _attitude_of(frame: Airframe):
+def _attitude_of(frame: Airframe) -> AttitudeTable:
     if frame.attitude is None:
         raise ConfigError(
             'airframe: table "attitude" missing: its attitude loop was not identified; choose model = "rotors", or an '
@@ -224,7 +226,9 @@ def _check_stable(
 
     def radius(step: float) -> float:
         return max(
-            np.abs(np.linalg.eigvals(_monodromy(frame, model, commands, table, axis, step / (outer * inner), inner))).max()
+            np.abs(
+                np.linalg.eigvals(_monodromy(frame, model, commands, table, axis, step / (outer * inner), inner))
+            ).max()
             for axis in (0, 2)
         )
 
@@ -239,8 +243,8 @@ def _check_stable(
         else "unstable at any; lower control.stiffness or control.velocity_gain, or raise control.damping"
     )
     raise ConfigError(
-        f"{name}: time_step = {time_step:g} s with {outer * inner} updates of the attitude and {outer} of the velocity: "
-        f"the control loop is unstable; {remedy}"
+        f"{name}: time_step = {time_step:g} s with {outer * inner} updates of the attitude and {outer} of the velocity "
+        f"in a step: the control loop is unstable; {remedy}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -12,6 +13,8 @@ from swarm.dynamics import quaternion
 from swarm.dynamics.motion import AbstractDynamics, Motion
 from swarm.dynamics.quaternion import Components, components
 from swarm.space import rounded
+
+T = TypeVar("T")
 
 
 class Air(eqx.Module):
@@ -34,16 +37,26 @@ class Air(eqx.Module):
         return Air(self.wind + other.wind, self.force + other.force)
 
 
-class AbstractFlight(AbstractDynamics):
-    """Dynamics of a drone in three dimensions, z upward. Its heading is the direction of its forward axis.
+class Plant(eqx.Module):
+    """What a controller knows of `n` vehicles.
 
     Attributes:
-        mass: of a kind, kilograms.
-        gravity: of a kind, metres per second squared.
+        mass: kilograms.
+        gravity: metres per second squared.
+        drag: near hover along the axes of the body, newton seconds per metre.
     """
 
-    mass: eqx.AbstractVar[Float[Array, " kinds"]]
-    gravity: eqx.AbstractVar[Float[Array, " kinds"]]
+    mass: Float[Array, " n"]
+    gravity: Float[Array, " n"]
+    drag: Float[Array, "n 3"]
+
+
+class AbstractFlight(AbstractDynamics):
+    """Dynamics of a drone in three dimensions, z upward. Its heading is the direction of its forward axis."""
+
+    @abc.abstractmethod
+    def plant(self, kind: Int[Array, " n"]) -> "Plant":
+        """What a controller needs to know of the vehicle."""
 
     @abc.abstractmethod
     def fly(
@@ -119,8 +132,8 @@ def pull_of(gravity: Array, mass: Array, force: Float[Array, "*n 3"]) -> Compone
     return x, y, z - gravity
 
 
-def repeated(n: int, step: Callable[[Motion], Motion], motion: Motion) -> Motion:
+def repeated(n: int, step: Callable[[T], T], start: T) -> T:
     """Apply a step n times, as a loop that is compiled once."""
     if n == 1:
-        return step(motion)
-    return jax.lax.scan(lambda m, _: (step(m), None), motion, length=n)[0]
+        return step(start)
+    return jax.lax.scan(lambda state, _: (step(state), None), start, length=n)[0]

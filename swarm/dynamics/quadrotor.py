@@ -1,12 +1,14 @@
 """Rigid bodies carried by rotors: quaternion, body rates, rotor speeds, and the forces between them."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from swarm.dynamics import quaternion
-from swarm.dynamics.flight import AbstractFlight, Air, Forces, pull_of
+from swarm.dynamics.flight import AbstractFlight, Air, Forces, Plant, pull_of, repeated
 from swarm.dynamics.motion import Motion
 from swarm.dynamics.quaternion import Components, components, inner, joined, plane
 from swarm.entities import Entities
@@ -16,6 +18,12 @@ from swarm.space import rounded
 RADIANS_PER_RPM = 2 * jnp.pi / 60
 # The ground raises the thrust of a rotor by at most this share, where the fitted formula ends (gym-pybullet-drones).
 _MOST_GROUND_EFFECT = 4 / 15
+
+
+# Attitude, rates and rotor speeds to commanded rotor speeds; all components.
+Law = Callable[[Components, Components, Components], Components]
+# Position, velocity, attitude, angular momentum, rotor speeds.
+Carry = tuple[Components, Components, Components, Components, Components]
 
 
 class Turning(eqx.Module):
@@ -73,18 +81,19 @@ class Quadrotor(AbstractFlight):
     """A rigid body with rotors: as a rule four, any other number too.
 
     m x'' = R ((0, 0, sum f_i) - diag(drag + drag_per_speed sum w_i) R^T (x' - wind)) + force - (0, 0, m g),
-    L' = L x omega + sum_i (y_i f_i, -x_i f_i, spin_i tau_i) with L = I omega - (0, 0, I_r sum spin_i w_i), q' = q omega / 2,
-    f_i = thrust(w_i) (1 + min(G (radius / 4 z_i)^2, 4/15)), tau_i = torque(w_i), w_i' as `Rotors.rates` says.
+    L' = L x omega + sum_i (y_i f_i, -x_i f_i, spin_i tau_i), L = I omega - (0, 0, I_r sum spin_i w_i),
+    q' = q omega / 2, f_i = thrust(w_i) (1 + min(G (radius / 4 z_i)^2, 4/15)), tau_i = torque(w_i),
+    w_i' as `Rotors.rates` says.
 
-    Of second order in the sub-step, symmetric, and stable for any: rotors are exact under a held command; forces act on
-    velocity and angular momentum in the middle of a free flight that turns about one axis after the other (McLachlan
-    1993), so that without torque the angular momentum in the world is constant and the energy does not drift; drag is by
-    the implicit midpoint rule.
+    Of second order in the sub-step, symmetric, and stable for any: rotors are exact under a held command; forces act
+    on velocity and angular momentum in the middle of a free flight that turns about one axis after the other
+    (McLachlan 1993), so that without torque the angular momentum in the world is constant and the energy does not
+    drift; drag is by the implicit midpoint rule.
 
-    Sources: rotor drag linear in the velocity, Faessler et al. 2018, eq. 2, and Förster 2015 (per rotor speed); rotors and
-    their gyroscopic torque, drone-models `first_principles` (Learning Systems Lab, TUM); ground effect, Shi et al. 2019.
-    Left out: blade flapping, vortex ring state, battery. Rotors are taken to be in air that moves slowly against them: up
-    to some 5 m/s for a Crazyflie.
+    Sources: drag linear in the velocity, Faessler et al. 2018, eq. 2, and Förster 2015 (per rotor speed); rotors and
+    their gyroscopic torque, drone-models `first_principles` (Learning Systems Lab, TUM); ground effect, Shi et al.
+    2019. Left out: blade flapping, vortex ring state, battery. Rotors are taken to be in air that moves slowly against
+    them: up to some 5 m/s for a Crazyflie.
 
     Command: speed of each rotor, RPM.
 
@@ -109,6 +118,13 @@ class Quadrotor(AbstractFlight):
     def __check_init__(self) -> None:
         if self.n_substeps < 1:
             raise ConfigError(f"Quadrotor: n_substeps = {self.n_substeps}: expected at least 1")
+
+    def plant(self, kind: Int[Array, " n"]) -> Plant:
+        """With the drag at the hover speed."""
+        turning = self.rotors.spin.shape[1] * self.hover_speed(kind)
+        return Plant(
+            self.mass[kind], self.gravity[kind], self.drag[kind] + rounded(turning[:, None] * self.drag_per_speed[kind])
+        )
 
     def n_commands(self, n_dimensions: int) -> int:
         """One for each rotor."""
@@ -140,36 +156,37 @@ class Quadrotor(AbstractFlight):
         self, motion: Motion, command: Float[Array, "n c"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
     ) -> Motion:
         """Fly freely for half a sub-step, be pushed, and fly freely for the other half."""
-        h = dt / self.n_substeps
-        body = _Body(self, kind, air)
-        state = motion.inner
-        follow = _Follow(body.rotors, components(command), components(state.rotors), 0.5 * h)
-        inertia = body.inertia
+        goals = components(command)
+        return self.driven(motion, lambda attitude, rates, speeds: goals, kind, dt, air, 1)
 
-        def turned(q: Components, momentum: Components, spin: Array, axes: tuple[int, ...]) -> tuple[Components, Components]:
-            for axis in axes:
-                q, momentum = _turned_about(axis, q, momentum, inertia, spin, 0.5 * h)
-            return q, momentum
+    def driven(
+        self, motion: Motion, law: Law, kind: Int[Array, " n"], dt: Float[Array, ""], air: Air, n_updates: int
+    ) -> Motion:
+        """Advance by `dt` seconds with rotors commanded by a law in `n_updates` equal parts.
 
-        def substep(carry: tuple[Components, ...], _: None) -> tuple[tuple[Components, ...], None]:
-            place, velocity, q, momentum, speeds = carry
-            place = quaternion.scaled_sum(place, 0.5 * h, velocity)
-            q, momentum = turned(q, momentum, body.spin_momentum(speeds), (0, 1, 2))
-            speeds = follow(speeds)
-            forces, torque = body.loads(place, q, speeds)
-            velocity, momentum = forces.kick(q, velocity, h), quaternion.scaled_sum(momentum, h, torque)
-            speeds = follow(speeds)
-            q, momentum = turned(q, momentum, body.spin_momentum(speeds), (2, 1, 0))
-            return (quaternion.scaled_sum(place, 0.5 * h, velocity), velocity, q, momentum, speeds), None
+        Args:
+            motion: at the start.
+            law: `law(attitude, rates, speeds)`, the RPM commanded; all components [n].
+            kind: of the entities.
+            dt: seconds.
+            air: held.
+            n_updates: how often the law is asked; each part has `n_substeps`.
+        """
+        h = dt / (n_updates * self.n_substeps)
+        body, state = _Body(self, kind, air), motion.inner
 
-        rates, speeds = components(state.rates), components(state.rotors)
-        x, y, z = (rounded(i * w) for i, w in zip(inertia, rates, strict=True))
-        momentum = x, y, z + body.spin_momentum(speeds)
-        carry = (*map(components, (motion.position, motion.velocity, state.attitude)), momentum, speeds)
-        place, velocity, q, (x, y, z), speeds = jax.lax.scan(substep, carry, length=self.n_substeps)[0]
+        def update(carry: Carry) -> Carry:
+            _, _, q, momentum, speeds = carry
+            goals = law(q, body.rates(momentum, speeds), speeds)
+            follow = _Follow(body.rotors, goals, speeds, 0.5 * h)
+            return repeated(self.n_substeps, lambda inside: _substep(body, follow, h, inside), carry)
+
+        speeds = components(state.rotors)
+        momentum = body.momentum(components(state.rates), speeds)
+        place, velocity, q = (components(x) for x in (motion.position, motion.velocity, state.attitude))
+        place, velocity, q, momentum, speeds = repeated(n_updates, update, (place, velocity, q, momentum, speeds))
         q = quaternion.unit(q)
-        rates = tuple(m / i for m, i in zip((x, y, z - body.spin_momentum(speeds)), inertia, strict=True))
-        state = Turning(joined(q), joined(rates), joined(speeds))
+        state = Turning(joined(q), joined(body.rates(momentum, speeds)), joined(speeds))
         return Motion(joined(place), joined(velocity), quaternion.yaw_of(q), state)
 
     def derivative(self, motion: Motion, command: Float[Array, " c"], kind: Int[Array, ""], air: Air) -> Motion:
@@ -187,19 +204,31 @@ class Quadrotor(AbstractFlight):
         q = quaternion.unit(components(state.attitude))
         change = _rotor_change(body.rotors, components(jnp.clip(command, low, high)), speeds)
         forces, torque = body.loads(components(motion.position), q, speeds)
-        x, y, z = (i * w for i, w in zip(body.inertia, rates, strict=True))
-        free = quaternion.cross((x, y, z + body.spin_momentum(speeds)), rates)
+        free = quaternion.cross(body.momentum(rates, speeds), rates)
         # The angular momentum of the rotors is linear in their speeds.
-        reaction = jnp.zeros_like(x), jnp.zeros_like(x), body.spin_momentum(change)
+        zero = jnp.zeros_like(rates[0])
+        reaction = zero, zero, body.spin_momentum(change)
         turning = tuple((a + b - c) / i for a, b, c, i in zip(free, torque, reaction, body.inertia, strict=True))
-        spun = quaternion.product(components(state.attitude), (*rates, jnp.zeros_like(x)))
-        forward = quaternion.turn(q, tuple(jnp.asarray([1.0, 0.0, 0.0], x.dtype)))
-        sideways = quaternion.turn(q, (jnp.zeros_like(x), rates[2], -rates[1]))
+        spun = quaternion.product(components(state.attitude), (*rates, zero))
+        forward = quaternion.turn(q, (zero + 1.0, zero, zero))
+        sideways = quaternion.turn(q, (zero, rates[2], -rates[1]))
         level = forward[0] ** 2 + forward[1] ** 2
         heading = (forward[0] * sideways[1] - forward[1] * sideways[0]) / jnp.where(level > 0, level, 1.0)
         pushed = joined(forces.acceleration(q, components(motion.velocity)))
         state = Turning(joined(tuple(0.5 * c for c in spun)), joined(turning), joined(change))
         return Motion(motion.velocity, pushed, heading, state)
+
+
+def _substep(body: "_Body", follow: "_Follow", h: Array, carry: Carry) -> Carry:
+    place, velocity, q, momentum, speeds = carry
+    place = quaternion.scaled_sum(place, 0.5 * h, velocity)
+    q, momentum = body.turned(q, momentum, speeds, (0, 1, 2), 0.5 * h)
+    speeds = follow(speeds)
+    forces, torque = body.loads(place, q, speeds)
+    velocity, momentum = forces.kick(q, velocity, h), quaternion.scaled_sum(momentum, h, torque)
+    speeds = follow(speeds)
+    q, momentum = body.turned(q, momentum, speeds, (2, 1, 0), 0.5 * h)
+    return quaternion.scaled_sum(place, 0.5 * h, velocity), velocity, q, momentum, speeds
 
 
 class _Body:
@@ -217,6 +246,25 @@ class _Body:
         """Angular momentum of the rotors about the upward axis, which is against the torque of the air."""
         total = inner(tuple(self.rotors.spin), speeds)
         return -rounded(RADIANS_PER_RPM * rounded(self.rotors.inertia * total))
+
+    def momentum(self, rates: Components, speeds: Components) -> Components:
+        """Angular momentum of body and rotors."""
+        x, y, z = (rounded(i * w) for i, w in zip(self.inertia, rates, strict=True))
+        return x, y, z + self.spin_momentum(speeds)
+
+    def rates(self, momentum: Components, speeds: Components) -> Components:
+        """Angular velocity of the body."""
+        x, y, z = momentum
+        return tuple(m / i for m, i in zip((x, y, z - self.spin_momentum(speeds)), self.inertia, strict=True))
+
+    def turned(
+        self, q: Components, momentum: Components, speeds: Components, axes: tuple[int, ...], t: Array
+    ) -> tuple[Components, Components]:
+        """Turn freely about one axis after the other, `t` seconds about each."""
+        spin = self.spin_momentum(speeds)
+        for axis in axes:
+            q, momentum = _turned_about(axis, q, momentum, self.inertia, spin, t)
+        return q, momentum
 
     def loads(self, place: Components, q: Components, speeds: Components) -> tuple[Forces, Components]:
         """Forces over mass, and the torque in axes of the body."""
@@ -301,10 +349,21 @@ def _turned_about(
     """Turn freely about one axis of the body for `t` seconds."""
     i, j, k = axis, (axis + 1) % 3, (axis + 2) % 3
     own = momentum[i] - spin if axis == 2 else momentum[i]
-    half = 0.5 * t * (own / inertia[i])
-    sin, cos = jnp.sin(half), jnp.cos(half)
+    sin, cos = _half_turn(t * (own / inertia[i]))
     turned, kept = list(q), list(momentum)
     turned[i], turned[3] = plane(q[i], q[3], cos, sin)
     turned[j], turned[k] = plane(q[j], q[k], cos, sin)
     kept[j], kept[k] = plane(momentum[j], momentum[k], 1.0 - 2.0 * rounded(sin * sin), 2.0 * rounded(sin * cos))
     return tuple(turned), tuple(kept)
+
+
+def _half_turn(angle: Array) -> tuple[Array, Array]:
+    """Sine and cosine of half an angle, to the fifth order in it; their squares sum to 1 for any.
+
+    Rational, by the tangent of its quarter: the sines of six turns in each sub-step took three quarters of its time.
+    """
+    quarter = 0.25 * angle
+    tangent = quarter + rounded(quarter * rounded(quarter * quarter)) / 3.0
+    square = rounded(tangent * tangent)
+    share = 1.0 / (1.0 + square)
+    return rounded(2.0 * tangent * share), rounded((1.0 - square) * share)

@@ -1,12 +1,13 @@
 """Drones under the solvers of diffrax: any of them inside the simulation, adaptive or with noise for studies."""
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
 from swarm.dynamics import quaternion
@@ -16,7 +17,7 @@ from swarm.dynamics.motion import Motion, wrapped
 from swarm.dynamics.quadrotor import Quadrotor, Turning
 from swarm.dynamics.quaternion import components, joined
 
-Field = Callable[[Float[Array, ""], Motion], Motion]
+Field = Callable[[Any, Motion], Motion]
 
 
 class RotorField(eqx.Module):
@@ -53,8 +54,8 @@ def solve(
     """Integrate with steps adapted to a tolerance; differentiable in all that the field and the start depend on.
 
     Args:
-        field: `field(t, motion)`, derivatives in time as a Motion, as `Quadrotor.derivative` gives them; a controller of
-            your own is part of it.
+        field: `field(t, motion)`, derivatives in time as a Motion, as `Quadrotor.derivative` gives them; a controller
+            of your own is part of it.
         motion: at `times[0]`.
         times: seconds, ascending, two or more.
         solver: of diffrax; Tsit5 if None.
@@ -86,6 +87,7 @@ def solve_noisy(
     key: Key[Array, ""],
     dt: float,
     solver: diffrax.AbstractSolver | None = None,
+    max_steps: int = 16_384,
 ) -> Motion:
     """Integrate under Brownian forcing, dv = a dt + noise dW: additive, so that Ito's and Stratonovich's are one.
 
@@ -97,6 +99,7 @@ def solve_noisy(
         key: for the path, which is the same for each solver and step.
         dt: step, seconds.
         solver: for stochastic equations with additive noise; ShARK (strong order 3/2, Foster et al. 2023) if None.
+        max_steps: at most.
 
     Returns:
         The motion at `times`, with a leading axis.
@@ -106,28 +109,27 @@ def solve_noisy(
         start, end, 0.5 * dt, jax.ShapeDtypeStruct(noise.shape, noise.dtype), key, diffrax.SpaceTimeLevyArea
     )
 
-    def diffusion(t: Float[Array, ""], y: Motion, args: None) -> lineax.AbstractLinearOperator:
-        still = jax.tree.map(jnp.zeros_like, y)
-        push = lambda w: eqx.tree_at(lambda m: m.velocity, still, noise * w)  # noqa: E731
-        return lineax.FunctionLinearOperator(push, jax.ShapeDtypeStruct(noise.shape, noise.dtype))
+    flat, whole = ravel_pytree(motion)
 
+    def column(push: Float[Array, " d"]) -> Float[Array, " m"]:
+        return ravel_pytree(eqx.tree_at(lambda m: m.velocity, jax.tree.map(jnp.zeros_like, motion), push))[0]
+
+    columns = jax.vmap(column, out_axes=1)(jnp.diag(noise))
+    drift = diffrax.ODETerm(lambda t, y, args: ravel_pytree(field(t, whole(y)))[0])
     solution = diffrax.diffeqsolve(
-        diffrax.MultiTerm(
-            diffrax.ODETerm(lambda t, y, args: field(t, y)), diffrax.ControlTerm(diffusion, forces)
-        ),
+        diffrax.MultiTerm(drift, diffrax.ControlTerm(lambda t, y, args: columns, forces)),
         solver or diffrax.ShARK(),
         start,
         end,
         dt,
-        motion,
+        flat,
         saveat=diffrax.SaveAt(ts=times),
-        max_steps=None,
-        adjoint=diffrax.ForwardMode(),
+        max_steps=max_steps,
     )
-    return _normal(solution.ys)
+    return _normal(jax.vmap(whole)(jnp.asarray(solution.ys)))
 
 
-def _normal(motion: Motion) -> Motion:
+def _normal(motion: Any) -> Motion:
     """Headings within a turn, unit quaternions."""
     inner = motion.inner
     if isinstance(inner, Turning):
