@@ -262,19 +262,19 @@ def _largest(stable: Callable[[float], bool], unstable: float) -> float:
 def _monodromy(
     frame: Airframe, model: Model, commands: Commands, table: ControlTable, axis: int, h: float, inner: int
 ) -> np.ndarray:
-    """One update of the velocity loop, linear about hovering, along x (by pitch) or about z (by yaw).
+    """One update of the velocity loop about hovering, along x (by pitch) or about z (by yaw), split as `fly` does it.
 
     State: position, velocity, angle, rate, angular acceleration by the motors; held: motor, attitude, velocity command.
     """
     x, v, angle, rate, push, motor, goal, way = range(8)
-    flow, tick_inner, tick_outer = np.zeros((8, 8)), np.eye(8), np.eye(8)
+    flow, kick, tick_inner, tick_outer = np.zeros((8, 8)), np.eye(8), np.eye(8), np.eye(8)
     body = 1 if axis == 0 else 2
     flow[x, v] = 1.0
-    flow[v, angle] = frame.gravity if axis == 0 else 0.0
+    kick[v, angle] = h * frame.gravity if axis == 0 else 0.0
     flow[angle, rate] = 1.0
     if model == "rotors":
         lead, tau = _lead(frame, table), _motor_tau(frame)
-        flow[rate, push] = 1.0
+        kick[rate, push] = h
         flow[push, push], flow[push, motor] = -1.0 / tau, 1.0 / tau
         tick_inner[motor] = 0.0
         tick_inner[motor, push] = 1.0 - lead
@@ -294,7 +294,8 @@ def _monodromy(
         if commands == "position":
             tick_outer[way, x] = -table.position_gain[axis]
         tick_outer[goal] = (table.velocity_gain[axis] / frame.gravity) * (tick_outer[way] - np.eye(8)[v])
-    held = scipy.linalg.expm(h * flow) @ tick_inner
+    half = scipy.linalg.expm(0.5 * h * flow)
+    held = half @ kick @ half @ tick_inner
     # What nothing closes a loop around (the position under a velocity command) is no matter of stability.
     kept = [v, angle, rate, push, motor, goal, way] if axis == 0 else [angle, rate, push, motor]
     kept = [x, *kept] if axis == 0 and commands == "position" else kept

@@ -25,11 +25,11 @@ class Air(eqx.Module):
         force: on the entity, newtons.
     """
 
-    wind: Float[Array, "n 3"]
-    force: Float[Array, "n 3"]
+    wind: Float[Array, "*n 3"]
+    force: Float[Array, "*n 3"]
 
     @classmethod
-    def still(cls, position: Float[Array, "n 3"]) -> "Air":
+    def still(cls, position: Float[Array, "*n 3"]) -> "Air":
         """Neither wind nor force."""
         return cls(jnp.zeros_like(position), jnp.zeros_like(position))
 

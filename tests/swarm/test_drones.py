@@ -1,7 +1,5 @@
 """Drones: figures of known airframes, orders of convergence, conservation, loops, gradients, bits."""
 
-import functools
-
 import diffrax
 import equinox as eqx
 import jax
@@ -110,8 +108,12 @@ def test_every_airframe_hovers_where_it_starts():
     entities = eqx.tree_at(lambda e: e.kind, population(5, height=3.0), kinds)
     start = dynamics.init(entities)
     still = Air.still(start.position)
-    step = eqx.filter_jit(lambda m, _: dynamics.fly(m, start.inner.rotors, kinds, jnp.float32(STEP), still))
-    after = functools.reduce(step, range(100), start)
+    run = eqx.filter_jit(lambda m, n: jax.lax.fori_loop(0, n, lambda _, m: fly(m), m))
+
+    def fly(motion):
+        return dynamics.fly(motion, start.inner.rotors, kinds, jnp.float32(STEP), still)
+
+    after = run(start, jnp.int32(100))
     # The ground raises the thrust a little at three metres, where its effect is known.
     lifted = 2.0**2 / 2 * 9.81 * 11.36859 * (0.0231348 / 12) ** 2 * (np.asarray(names) == "cf2x")
     np.testing.assert_allclose(after.position[:, 2] - 3.0, lifted, atol=2e-4)
@@ -147,7 +149,7 @@ def test_the_identified_steps_of_roll_and_yaw():
         top = angle.argmax()
         overshoot, peak = angle[top] / gain - 1, (top + 1) * dt
         assert overshoot == pytest.approx(np.exp(-np.pi * zeta / np.sqrt(1 - zeta**2)), abs=5e-4)
-        assert peak == pytest.approx(np.pi / (omega * np.sqrt(1 - zeta**2)), abs=1e-3)
+        assert peak == pytest.approx(np.pi / (omega * np.sqrt(1 - zeta**2)), abs=5e-3)  # flat at the top
         assert angle[-1] == pytest.approx(gain, abs=5e-4)
         if axis == 0:
             assert overshoot == pytest.approx(0.1246, abs=3e-4)
@@ -175,9 +177,7 @@ def test_ground_effect_is_that_of_the_formula():
     body = load_airframe("cf2x").rotors
     for height, expected in ((0.5, None), (0.1, None), (0.01, 4 / 15), (-1.0, 4 / 15)):
         start = dynamics.init(population(height=height))
-        change = eqx.filter_jit(jax.vmap(dynamics.derivative))(
-            start, start.inner.rotors, KIND, Air.still(start.position)
-        )
+        change = eqx.filter_vmap(dynamics.derivative)(start, start.inner.rotors, KIND, Air.still(start.position))
         share = body.ground_effect * (body.radius / (4 * height)) ** 2 if expected is None else expected
         np.testing.assert_allclose(change.velocity[:, 2], 9.8 * share, rtol=1e-4)
 
@@ -197,12 +197,17 @@ def test_a_level_drone_drifts_with_the_wind_as_drag_has_it():
 # Orders, conservation.
 
 
+# Position, attitude, rates, rotors.
+PARTS = slice(0, 3), slice(3, 7), slice(7, 10), slice(10, 14)
+
+
 def order_of(make, start, command, expected, counts, span):
     errors = []
     for n in counts:
         found = plain(go(make, start, command, span / n, n))
-        errors.append(np.abs(found - expected).max(axis=0))
-    return np.log2(errors[0] / errors[1])
+        scaled = np.abs(found - expected).max(axis=0) / np.abs(expected).max(axis=0)
+        errors.append([scaled[part].max() for part in PARTS])
+    return np.log2(np.divide(*errors))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def order_of(make, start, command, expected, counts, span):
         (None, 2, (256, 512)),
         (diffrax.Euler(), 1, (1024, 2048)),
         (diffrax.Heun(), 2, (256, 512)),
-        (diffrax.Tsit5(), 5, (48, 96)),
+        (diffrax.Tsit5(), 5, (8, 16)),
     ],
     ids=["splitting", "euler", "heun", "tsit5"],
 )
@@ -224,7 +229,7 @@ def test_rigid_bodies_converge_at_the_order_of_the_solver(solver, order, counts,
     made = dynamics if solver is None else Quiet(rotor_differential(dynamics, solver, 1))
     slopes = order_of(made, start, command, expected, counts, span)
     # Rotor speeds are exact where the rigid body is split, and no error is left.
-    slopes = slopes[:10] if solver is None else slopes
+    slopes = slopes[:3] if solver is None else slopes
     assert np.abs(slopes - order).max() < 0.1, slopes
 
 
@@ -245,7 +250,7 @@ def test_identified_attitudes_converge_at_second_order(x64):
     assert abs(np.log2(errors[0] / errors[1]) - 2) < 0.1
 
 
-def free(dynamics, drag=0.0):
+def free(dynamics):
     """Without thrust, torque of the air and drag."""
     zero = jax.tree.map(jnp.zeros_like, (dynamics.rotors.thrust, dynamics.rotors.torque, dynamics.drag))
     return eqx.tree_at(lambda d: (d.rotors.thrust, d.rotors.torque, d.drag), dynamics, zero)
@@ -265,8 +270,8 @@ def momentum_and_energy(dynamics, motion):
 
 @pytest.mark.parametrize("spinning", ["rotors held", "rotors change"])
 def test_without_torque_momentum_and_energy_stay_over_ten_thousand_steps(spinning, x64):
-    dynamics = free(drone_dynamics(["cf2x_t350", "cf21b_500"], STEP, commands="rotors", control={"rate": 1.0}))
-    start = tumbling(dynamics)
+    dynamics = drone_dynamics(["cf2x_t350", "cf21b_500"], STEP, commands="rotors", control={"rate": 1.0})
+    start, dynamics = tumbling(dynamics), free(dynamics)
     command = start.inner.rotors if spinning == "rotors held" else start.inner.rotors[:, ::-1]
     # As the energy is that of the body alone, it is constant while the rotors keep their speeds.
     momentum, energy = momentum_and_energy(dynamics, start)
@@ -281,15 +286,16 @@ def test_without_torque_momentum_and_energy_stay_over_ten_thousand_steps(spinnin
 
 
 def test_ballistic_flight_keeps_its_energy_over_ten_thousand_steps(x64):
-    dynamics = free(drone_dynamics(PAIR, STEP, commands="rotors", control={"rate": 1.0}))
-    start = tumbling(dynamics)
+    dynamics = drone_dynamics(PAIR, STEP, commands="rotors", control={"rate": 1.0})
+    start, dynamics = tumbling(dynamics), free(dynamics)
 
     def energy(motion):
         return 0.5 * np.square(motion.velocity).sum(axis=1) + 9.81 * np.asarray(motion.position[:, 2])
 
     after = go(dynamics, start, start.inner.rotors, 1e-3, 10_000)
-    t, fall = 10.0, np.asarray([0.0, 0.0, -9.81])
-    np.testing.assert_allclose(after.position, start.position + t * start.velocity + t**2 / 2 * fall, rtol=1e-9)
+    t, (place, velocity) = 10.0, map(np.asarray, (start.position, start.velocity))
+    parabola = place + t * velocity + t**2 / 2 * np.asarray([0.0, 0.0, -9.81])
+    np.testing.assert_allclose(after.position, parabola, rtol=1e-9)
     np.testing.assert_allclose(energy(after), energy(start), atol=1e-9 * (9.81 * t) ** 2)
 
 
@@ -330,7 +336,8 @@ def test_actions_span_the_legal_commands(commands):
     assert low.shape == (N, dynamics.n_commands(3))
     assert (np.asarray(low) < np.asarray(high)).all()
     start = dynamics.init(population())
-    edge, beyond = (go(dynamics, start, c, STEP) for c in (high, high.at[:, :3].multiply(2.0)))
+    n = 2 if commands == "attitude" else 3
+    edge, beyond = (go(dynamics, start, c, STEP) for c in (high, high.at[:, :n].multiply(2.0)))
     # Beyond, nothing changes; of a velocity its length is limited.
     if commands != "velocity":
         np.testing.assert_allclose(plain(edge), plain(beyond), rtol=1e-5)
@@ -339,7 +346,8 @@ def test_actions_span_the_legal_commands(commands):
 # Studies.
 
 
-def test_adaptive_solutions_are_those_of_small_steps_and_have_gradients(x64):
+@pytest.mark.slow
+def test_adaptive_solutions_of_rigid_bodies_are_those_of_small_steps_and_have_gradients(x64):
     dynamics = drone_dynamics(PAIR, STEP, commands="rotors", control={"rate": 1.0})
     start, times = tumbling(dynamics), jnp.asarray([0.0, 0.05, 0.1])
     command = jnp.clip(start.inner.rotors[:, ::-1], 12_000.0, 19_000.0)
@@ -357,6 +365,22 @@ def test_adaptive_solutions_are_those_of_small_steps_and_have_gradients(x64):
     way = jnp.asarray([1.0, -2.0, 0.5, 1.5])
     ends = [height(command[1] + h * way)[0] for h in (1.0, -1.0)]
     np.testing.assert_allclose(slope @ way, (ends[0] - ends[1]) / 2, rtol=1e-5)
+
+
+def test_adaptive_solutions_are_those_of_the_closed_form_and_have_gradients(x64):
+    start = Motion(jnp.zeros(1), jnp.ones(1), jnp.zeros(()))
+
+    def way(tau):
+        def field(t, motion):
+            return Motion(motion.velocity, -motion.velocity / tau, jnp.zeros(()))
+
+        return solve(field, start, jnp.asarray([0.0, 0.5, 2.0]), tolerance=1e-9).position[:, 0]
+
+    tau = jnp.float64(0.7)
+    track, slope = eqx.filter_jit(lambda tau: (way(tau), jax.jacrev(way)(tau)))(tau)
+    t = np.asarray([0.0, 0.5, 2.0])
+    np.testing.assert_allclose(track, tau * (1 - np.exp(-t / tau)), atol=1e-8)
+    np.testing.assert_allclose(slope, 1 - np.exp(-t / tau) * (1 + t / tau), atol=1e-7)
 
 
 def test_brownian_forcing_has_the_variance_of_the_closed_form(x64):
