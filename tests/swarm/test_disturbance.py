@@ -64,8 +64,12 @@ def test_turbulence_has_the_variance_and_the_correlation_in_time_of_the_closed_f
 
 
 def test_components_follow_the_wind():
-    (_, along), _ = turbulence(population(64), jnp.asarray([[0.0, SPEED, 0.0]]), jax.random.key(1), 0.1, jnp.int32(0))
-    (_, ahead), _ = turbulence(population(64), jnp.asarray([[SPEED, 0.0, 0.0]]), jax.random.key(1), 0.1, jnp.int32(0))
+    (_, along), _ = turbulence(
+        population(64), jnp.asarray([[0.0, SPEED, 0.0]]), jax.random.key(1), jnp.float32(0.1), jnp.int32(0)
+    )
+    (_, ahead), _ = turbulence(
+        population(64), jnp.asarray([[SPEED, 0.0, 0.0]]), jax.random.key(1), jnp.float32(0.1), jnp.int32(0)
+    )
     np.testing.assert_allclose(along[:, 1], ahead[:, 0])
     np.testing.assert_allclose(along[:, 0], -ahead[:, 1])
 
