@@ -458,9 +458,11 @@ def test_gradients_are_those_of_finite_differences(level, x64):
     np.testing.assert_allclose(along, (ends[0] - ends[1]) / 2e-7, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("level", LEVELS, ids=IDS)
-def test_batch_capacity_and_the_dead_change_no_bit(level):
-    dynamics = built(level)
+@pytest.mark.parametrize(
+    ("level", "names"), [*((level, PAIR) for level in LEVELS), (LEVELS[2], PAIR[:1])], ids=[*IDS, "one kind"]
+)
+def test_batch_capacity_and_the_dead_change_no_bit(level, names):
+    dynamics = drone_dynamics(names, STEP, *level)
     command = some_command(dynamics, level)
     start = dynamics.init(population(height=1.0))
     air = Air(jnp.ones((N, 3)), jnp.full((N, 3), 1e-3))
@@ -486,7 +488,8 @@ def test_batch_capacity_and_the_dead_change_no_bit(level):
 def test_one_kind_is_as_two_alike():
     start = tumbling(drone_dynamics(["cf2x_l250"] * 2, STEP))
     one, two = (go(drone_dynamics(["cf2x_l250"] * n, STEP), start, every(1.0, 0.5, -0.3, 0.2), STEP, 5) for n in (1, 2))
-    np.testing.assert_array_equal(plain(one), plain(two))
+    # Not bit for bit: what is the same for all is computed once.
+    np.testing.assert_allclose(plain(one), plain(two), rtol=1e-4, atol=1e-5)
 
 
 # Bad input.
