@@ -43,6 +43,17 @@ def test_the_blocks_of_embedding_run(tmp_path, monkeypatch, lenient):
     # Rules with births: the base launched one in the tenth step, and one of its kind in the twentieth.
     assert int(jnp.max(names["worlds"].entities.next_uid)) > 8
 
+    # Everybody holds the place within a span, and the lower ones feel those above.
+    assert float(jnp.linalg.norm(names["track"][-1] - names["places"], axis=1).max()) < 0.5
+    low = np.asarray(names["places"][:, 2]) == 2.0
+    assert (np.asarray(names["pushed"][-1]) < -0.01)[low].all()
+    assert float(jnp.abs(names["pushed"][-1])[~low].max()) < 0.03
+
+
+def test_the_blocks_of_physics_run(lenient):
+    names = run_blocks("docs/physics.md")
+    assert names["losses"][-1] < 0.8 * names["losses"][0]
+
 
 def test_the_block_of_the_readme_runs(capsys, lenient):
     assert np.isfinite(float(run_blocks("README.md")["metrics"]["ice_delivered"].mean()))

@@ -1,0 +1,246 @@
+"""Controllers as layers: each takes a simpler command, flies the layer below, and is a drone again.
+
+Position -> velocity -> attitude and thrust -> rotor speeds; the lowest layer may be an identified attitude loop.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from swarm.dynamics import quaternion
+from swarm.dynamics.flight import AbstractAttitudeFlight, AbstractFlight, Air, Plant, of_kind, repeated
+from swarm.dynamics.motion import Motion, wrapped
+from swarm.dynamics.quadrotor import Law, Quadrotor
+from swarm.dynamics.quaternion import Components, components, cross, inner, joined
+from swarm.entities import Entities
+from swarm.space import rounded
+from swarm.vectors import clipped
+
+
+class AttitudeHold(AbstractAttitudeFlight):
+    """Holds attitude and thrust of a rigid body by the speeds of its rotors.
+
+    Torque = I (-stiffness e - damping omega) + omega x I omega, with the error e = vee(R_d^T R - R^T R_d) / 2
+    (Lee, Leok and McClamroch 2010, eq. 10 and 16, for a goal at rest): almost all attitudes converge. The mixer is the
+    pseudo-inverse of how rotors make thrust and torque; each rotor is then limited. Its command leads the wanted speed
+    by `lead`, so that a slow motor answers as one that is `lead` times as fast.
+
+    Command: roll, pitch, yaw (radians) and thrust (newtons).
+
+    Attributes:
+        vehicle: what flies.
+        stiffness: about the axes of the body, 1/s^2.
+        damping: 1/s.
+        lead: at least 1; exact knowledge of the rotor speeds is taken for granted.
+        mixer: thrust of each rotor per thrust, torque about x, y and z.
+        max_tilt: largest roll and pitch command, radians.
+        thrust_range: smallest and largest thrust of one rotor, newtons.
+        n_updates: rotor commands in a step.
+    """
+
+    vehicle: Quadrotor
+    stiffness: Float[Array, "kinds 3"]
+    damping: Float[Array, "kinds 3"]
+    lead: Float[Array, " kinds"]
+    mixer: Float[Array, "kinds r 4"]
+    max_tilt: Float[Array, " kinds"]
+    thrust_range: Float[Array, "kinds 2"]
+    n_updates: int = eqx.field(static=True, default=1)
+
+    def plant(self, kind: Int[Array, " n"]) -> Plant:
+        """Of the vehicle."""
+        return self.vehicle.plant(kind)
+
+    def n_commands(self, n_dimensions: int) -> int:
+        """Three angles and the thrust."""
+        return 4
+
+    def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
+        """Angles up to the largest tilt, a yaw of up to half a turn, and the thrusts that the rotors can have."""
+        tilt, (low, high) = of_kind(self.max_tilt, kind), self.mixer.shape[1] * of_kind(self.thrust_range, kind).T
+        roll, pitch, yaw, thrust = action.T
+        thrust = low + rounded(0.5 * (thrust + 1.0) * (high - low))
+        return jnp.stack([roll * tilt, pitch * tilt, yaw * jnp.pi, thrust], axis=1)
+
+    def init(self, entities: Entities) -> Motion:
+        """As the vehicle does."""
+        return self.vehicle.init(entities)
+
+    def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
+        """Of the vehicle."""
+        return self.vehicle.attitude(motion)
+
+    def aim(
+        self, angles: Float[Array, "n 3"], thrust: Float[Array, " n"], kind: Int[Array, " n"]
+    ) -> Float[Array, "n 4"]:
+        """As it is."""
+        return jnp.concatenate([angles, thrust[:, None]], axis=1)
+
+    def fly(
+        self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
+    ) -> Motion:
+        """Command the rotors `n_updates` times."""
+        return self.vehicle.driven(motion, self.law(command, kind), kind, dt, air, self.n_updates)
+
+    def law(self, command: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Law:
+        """Rotor speeds from attitude, rates and rotor speeds."""
+        tilt, lead = of_kind(self.max_tilt, kind), of_kind(self.lead, kind)
+        roll, pitch, yaw, thrust = components(command)
+        goal = quaternion.from_angles((jnp.clip(roll, -tilt, tilt), jnp.clip(pitch, -tilt, tilt), yaw))
+        inertia, stiffness, damping = (
+            components(of_kind(x, kind)) for x in (self.vehicle.inertia, self.stiffness, self.damping)
+        )
+        low, high = components(of_kind(self.thrust_range, kind))
+        rotors, rows = self.vehicle.rotors.of(kind), jnp.moveaxis(of_kind(self.mixer, kind), 0, -1)
+
+        def torque(attitude: Components, rates: Components) -> Components:
+            *way, cos = quaternion.product(quaternion.conjugate(goal), attitude)
+            swing = cross(rates, tuple(rounded(i * w) for i, w in zip(inertia, rates, strict=True)))
+            wanted = (
+                -rounded(k * (2.0 * rounded(cos * e))) - rounded(d * w)
+                for k, e, d, w in zip(stiffness, way, damping, rates, strict=True)
+            )
+            return tuple(rounded(i * a) + b for i, a, b in zip(inertia, wanted, swing, strict=True))
+
+        def speeds(attitude: Components, rates: Components, now: Components) -> Components:
+            made = (thrust, *torque(attitude, rates))
+            pushes = (jnp.clip(inner(tuple(row), made), low, high) for row in rows)
+            goals = (rotors.speed_of_thrust(push) for push in pushes)
+            return tuple(w + rounded(lead * (goal - w)) for goal, w in zip(goals, now, strict=True))
+
+        return speeds
+
+
+class VelocityHold(AbstractFlight):
+    """Flies at a velocity, looking along a yaw: the wanted acceleration says where the thrust should point.
+
+    a = gain (v_d - v), shortened to `acceleration`, plus drag v_d / m, the drag in still air; F = m (a + (0, 0, g)),
+    its tilt limited; roll and pitch from the direction of F and the yaw (Mellinger and Kumar 2011, section IV); thrust
+    F . z with the upward axis z of the body (Lee et al. 2010, eq. 15). No integral: a steady wind w leaves an error of
+    about drag w / (m gain).
+
+    Command: velocity (metres per second) and yaw (radians).
+
+    Attributes:
+        vehicle: what holds an attitude.
+        gain: horizontally twice and vertically, 1/s.
+        acceleration: largest, metres per second squared.
+        speed: largest commanded, metres per second.
+        max_tilt: radians; < pi / 2.
+        n_updates: attitude commands in a step.
+    """
+
+    vehicle: AbstractAttitudeFlight
+    gain: Float[Array, "kinds 3"]
+    acceleration: Float[Array, " kinds"]
+    speed: Float[Array, " kinds"]
+    max_tilt: Float[Array, " kinds"]
+    n_updates: int = eqx.field(static=True, default=1)
+
+    def plant(self, kind: Int[Array, " n"]) -> Plant:
+        """Of the vehicle."""
+        return self.vehicle.plant(kind)
+
+    def n_commands(self, n_dimensions: int) -> int:
+        """A velocity and the yaw."""
+        return 4
+
+    def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
+        """Velocities up to the highest speed along each axis, a yaw of up to half a turn."""
+        return jnp.concatenate([action[:, :3] * of_kind(self.speed, kind)[:, None], action[:, 3:] * jnp.pi], axis=1)
+
+    def init(self, entities: Entities) -> Motion:
+        """As the vehicle does."""
+        return self.vehicle.init(entities)
+
+    def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
+        """Of the vehicle."""
+        return self.vehicle.attitude(motion)
+
+    def attitude_command(
+        self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"]
+    ) -> Float[Array, "n 4"]:
+        """What the layer below is told."""
+        plant, wanted = self.vehicle.plant(kind), clipped(command[:, :3], of_kind(self.speed, kind))
+        change = rounded(of_kind(self.gain, kind) * (wanted - motion.velocity))
+        against = rounded(plant.drag * wanted) / plant.mass[:, None]
+        x, y, z = components(clipped(change, of_kind(self.acceleration, kind)) + against)
+        z = jnp.maximum(z + plant.gravity, 0.1 * plant.gravity)
+        across = clipped(joined((x, y)), z * jnp.tan(of_kind(self.max_tilt, kind)))
+        force = (*components(across), z)
+        yaw = wrapped(command[:, 3])
+        cos, sin = jnp.cos(yaw), jnp.sin(yaw)
+        ahead, aside = quaternion.plane(force[0], force[1], cos, sin)
+        pitch = jnp.arctan2(ahead, z)
+        roll = jnp.arctan2(-aside, jnp.sqrt(rounded(ahead * ahead) + rounded(z * z)))
+        up = quaternion.up_of(components(self.vehicle.attitude(motion)))
+        thrust = plant.mass * inner(force, up)
+        return self.vehicle.aim(joined((roll, pitch, yaw)), thrust, kind)
+
+    def fly(
+        self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
+    ) -> Motion:
+        """Command the attitude `n_updates` times."""
+        h = dt / self.n_updates
+
+        def update(motion: Motion) -> Motion:
+            return self.vehicle.fly(motion, self.attitude_command(motion, command, kind), kind, h, air)
+
+        return repeated(self.n_updates, update, motion)
+
+
+class PositionHold(AbstractFlight):
+    """Flies to a place and stays: v_d = gain (x_d - x), shortened to `speed`.
+
+    Command: position (metres) and yaw (radians).
+
+    Attributes:
+        vehicle: what holds a velocity.
+        gain: 1/s.
+        speed: largest, metres per second.
+        low: lowest command that actions span, metres and radians.
+        high: highest.
+        n_updates: velocity commands in a step.
+    """
+
+    vehicle: VelocityHold
+    gain: Float[Array, "kinds 3"]
+    speed: Float[Array, " kinds"]
+    low: Float[Array, "kinds 4"]
+    high: Float[Array, "kinds 4"]
+    n_updates: int = eqx.field(static=True, default=1)
+
+    def plant(self, kind: Int[Array, " n"]) -> Plant:
+        """Of the vehicle."""
+        return self.vehicle.plant(kind)
+
+    def n_commands(self, n_dimensions: int) -> int:
+        """A position and the yaw."""
+        return 4
+
+    def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
+        """-1 is the lowest, 1 the highest command."""
+        low, high = of_kind(self.low, kind), of_kind(self.high, kind)
+        return low + rounded(0.5 * (action + 1.0) * (high - low))
+
+    def init(self, entities: Entities) -> Motion:
+        """As the vehicle does."""
+        return self.vehicle.init(entities)
+
+    def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
+        """Of the vehicle."""
+        return self.vehicle.attitude(motion)
+
+    def fly(
+        self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
+    ) -> Motion:
+        """Command the velocity `n_updates` times."""
+        h = dt / self.n_updates
+        command = jnp.clip(command, of_kind(self.low, kind), of_kind(self.high, kind))
+
+        def update(motion: Motion) -> Motion:
+            way = rounded(of_kind(self.gain, kind) * (command[:, :3] - motion.position))
+            velocity = clipped(way, of_kind(self.speed, kind))
+            return self.vehicle.fly(motion, jnp.concatenate([velocity, command[:, 3:]], axis=1), kind, h, air)
+
+        return repeated(self.n_updates, update, motion)
