@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from swarm.dynamics import quaternion
-from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, Plant, of_kind, pull_of
+from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, Plant, pull_of
 from swarm.dynamics.motion import Motion, wrapped
 from swarm.dynamics.quaternion import Components, components, joined
 from swarm.entities import Entities
@@ -135,7 +135,7 @@ class AttitudeFlight(AbstractAttitudeFlight):
 
     def plant(self, kind: Int[Array, " n"]) -> Plant:
         """Its mass, gravity and drag."""
-        return Plant(of_kind(self.mass, kind), of_kind(self.gravity, kind), of_kind(self.drag, kind))
+        return Plant(self.mass[kind], self.gravity[kind], self.drag[kind])
 
     def n_commands(self, n_dimensions: int) -> int:
         """Three angles and the thrust."""
@@ -143,7 +143,7 @@ class AttitudeFlight(AbstractAttitudeFlight):
 
     def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
         """Angles up to the largest tilt, a yaw of up to half a turn, and the range of thrusts."""
-        tilt, (low, high) = of_kind(self.max_tilt, kind), of_kind(self.thrust_range, kind).T
+        tilt, (low, high) = self.max_tilt[kind], self.thrust_range[kind].T
         roll, pitch, yaw, thrust = action.T
         return jnp.stack(
             [roll * tilt, pitch * tilt, yaw * jnp.pi, low + rounded(0.5 * (thrust + 1.0) * (high - low))], axis=1
@@ -154,7 +154,7 @@ class AttitudeFlight(AbstractAttitudeFlight):
         motion = Motion.of(entities)
         zero = jnp.zeros_like(motion.heading)
         angles = jnp.stack([zero, zero, motion.heading], axis=1)
-        thrust = of_kind(self.mass * self.gravity, entities.kind)
+        thrust = (self.mass * self.gravity)[entities.kind]
         return Motion(motion.position, motion.velocity, motion.heading, Held(angles, jnp.zeros_like(angles), thrust))
 
     def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
@@ -165,25 +165,23 @@ class AttitudeFlight(AbstractAttitudeFlight):
         self, angles: Float[Array, "n 3"], thrust: Float[Array, " n"], kind: Int[Array, " n"]
     ) -> Float[Array, "n 4"]:
         """Divided by what the identified loop makes of a command."""
-        return jnp.concatenate(
-            [angles / of_kind(self.response.gain, kind), (thrust / of_kind(self.thrust_gain, kind))[:, None]], axis=1
-        )
+        return jnp.concatenate([angles / self.response.gain[kind], (thrust / self.thrust_gain[kind])[:, None]], axis=1)
 
     def fly(
         self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
     ) -> Motion:
         """Half of the angles' way, the whole change of velocity, the other half; the same with the position."""
         h = dt / self.n_substeps
-        half, mass, tilt = 0.5 * h, of_kind(self.mass, kind), of_kind(self.max_tilt, kind)
-        low, high = of_kind(self.thrust_range, kind).T
+        half, mass, tilt = 0.5 * h, self.mass[kind], self.max_tilt[kind]
+        low, high = self.thrust_range[kind].T
         roll, pitch, yaw, push = components(command)
         wanted = joined((jnp.clip(roll, -tilt, tilt), jnp.clip(pitch, -tilt, tilt), yaw))
-        goals = components(rounded(of_kind(self.response.gain, kind) * wanted))
-        goal = rounded(of_kind(self.thrust_gain, kind) * jnp.clip(push, low, high))
-        matrix = of_kind(self.response.transition(half), kind)
-        left = of_kind(jnp.exp(-half / self.thrust_tau), kind)
-        drag = tuple(c / mass for c in components(of_kind(self.drag, kind)))
-        pull, wind = pull_of(of_kind(self.gravity, kind), mass, air.force), components(air.wind)
+        goals = components(rounded(self.response.gain[kind] * wanted))
+        goal = rounded(self.thrust_gain[kind] * jnp.clip(push, low, high))
+        matrix = self.response.transition(half)[kind]
+        left = jnp.exp(-half / self.thrust_tau)[kind]
+        drag = tuple(c / mass for c in components(self.drag[kind]))
+        pull, wind = pull_of(self.gravity[kind], mass, air.force), components(air.wind)
 
         def swing(angles: Components, rates: Components, thrust: Array) -> tuple[Components, Components, Array]:
             off = tuple(a - g for a, g in zip(angles, goals, strict=True))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from swarm.dynamics import quaternion
-from swarm.dynamics.flight import AbstractAttitudeFlight, AbstractFlight, Air, Plant, of_kind, repeated
+from swarm.dynamics.flight import AbstractAttitudeFlight, AbstractFlight, Air, Plant, repeated
 from swarm.dynamics.motion import Motion, wrapped
 from swarm.dynamics.quadrotor import Law, Quadrotor
 from swarm.dynamics.quaternion import Components, components, cross, inner, joined
@@ -57,7 +57,7 @@ class AttitudeHold(AbstractAttitudeFlight):
 
     def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
         """Angles up to the largest tilt, a yaw of up to half a turn, and the thrusts that the rotors can have."""
-        tilt, (low, high) = of_kind(self.max_tilt, kind), self.mixer.shape[1] * of_kind(self.thrust_range, kind).T
+        tilt, (low, high) = self.max_tilt[kind], self.mixer.shape[1] * self.thrust_range[kind].T
         roll, pitch, yaw, thrust = action.T
         thrust = low + rounded(0.5 * (thrust + 1.0) * (high - low))
         return jnp.stack([roll * tilt, pitch * tilt, yaw * jnp.pi, thrust], axis=1)
@@ -84,14 +84,14 @@ class AttitudeHold(AbstractAttitudeFlight):
 
     def law(self, command: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Law:
         """Rotor speeds from attitude, rates and rotor speeds."""
-        tilt, lead = of_kind(self.max_tilt, kind), of_kind(self.lead, kind)
+        tilt, lead = self.max_tilt[kind], self.lead[kind]
         roll, pitch, yaw, thrust = components(command)
         goal = quaternion.from_angles((jnp.clip(roll, -tilt, tilt), jnp.clip(pitch, -tilt, tilt), yaw))
         inertia, stiffness, damping = (
-            components(of_kind(x, kind)) for x in (self.vehicle.inertia, self.stiffness, self.damping)
+            components(x[kind]) for x in (self.vehicle.inertia, self.stiffness, self.damping)
         )
-        low, high = components(of_kind(self.thrust_range, kind))
-        rotors, rows = self.vehicle.rotors.of(kind), jnp.moveaxis(of_kind(self.mixer, kind), 0, -1)
+        low, high = components(self.thrust_range[kind])
+        rotors, rows = self.vehicle.rotors.of(kind), jnp.moveaxis(self.mixer[kind], 0, -1)
 
         def torque(attitude: Components, rates: Components) -> Components:
             *way, cos = quaternion.product(quaternion.conjugate(goal), attitude)
@@ -147,7 +147,7 @@ class VelocityHold(AbstractFlight):
 
     def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
         """Velocities up to the highest speed along each axis, a yaw of up to half a turn."""
-        return jnp.concatenate([action[:, :3] * of_kind(self.speed, kind)[:, None], action[:, 3:] * jnp.pi], axis=1)
+        return jnp.concatenate([action[:, :3] * self.speed[kind][:, None], action[:, 3:] * jnp.pi], axis=1)
 
     def init(self, entities: Entities) -> Motion:
         """As the vehicle does."""
@@ -161,12 +161,12 @@ class VelocityHold(AbstractFlight):
         self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"]
     ) -> Float[Array, "n 4"]:
         """What the layer below is told."""
-        plant, wanted = self.vehicle.plant(kind), clipped(command[:, :3], of_kind(self.speed, kind))
-        change = rounded(of_kind(self.gain, kind) * (wanted - motion.velocity))
+        plant, wanted = self.vehicle.plant(kind), clipped(command[:, :3], self.speed[kind])
+        change = rounded(self.gain[kind] * (wanted - motion.velocity))
         against = rounded(plant.drag * wanted) / plant.mass[:, None]
-        x, y, z = components(clipped(change, of_kind(self.acceleration, kind)) + against)
+        x, y, z = components(clipped(change, self.acceleration[kind]) + against)
         z = jnp.maximum(z + plant.gravity, 0.1 * plant.gravity)
-        across = clipped(joined((x, y)), z * jnp.tan(of_kind(self.max_tilt, kind)))
+        across = clipped(joined((x, y)), z * jnp.tan(self.max_tilt[kind]))
         force = (*components(across), z)
         yaw = wrapped(command[:, 3])
         cos, sin = jnp.cos(yaw), jnp.sin(yaw)
@@ -220,7 +220,7 @@ class PositionHold(AbstractFlight):
 
     def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
         """-1 is the lowest, 1 the highest command."""
-        low, high = of_kind(self.low, kind), of_kind(self.high, kind)
+        low, high = self.low[kind], self.high[kind]
         return low + rounded(0.5 * (action + 1.0) * (high - low))
 
     def init(self, entities: Entities) -> Motion:
@@ -236,11 +236,11 @@ class PositionHold(AbstractFlight):
     ) -> Motion:
         """Command the velocity `n_updates` times."""
         h = dt / self.n_updates
-        command = jnp.clip(command, of_kind(self.low, kind), of_kind(self.high, kind))
+        command = jnp.clip(command, self.low[kind], self.high[kind])
 
         def update(motion: Motion) -> Motion:
-            way = rounded(of_kind(self.gain, kind) * (command[:, :3] - motion.position))
-            velocity = clipped(way, of_kind(self.speed, kind))
+            way = rounded(self.gain[kind] * (command[:, :3] - motion.position))
+            velocity = clipped(way, self.speed[kind])
             return self.vehicle.fly(motion, jnp.concatenate([velocity, command[:, 3:]], axis=1), kind, h, air)
 
         return repeated(self.n_updates, update, motion)

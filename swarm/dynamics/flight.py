@@ -126,13 +126,6 @@ class Forces(eqx.Module):
         return x, y, z + self.lift
 
 
-def of_kind(values: Float[Array, "kinds *v"], kind: Int[Array, "*n"]) -> Float[Array, "..."]:
-    """Parameters of the entities. A gather costs as much as a sub-step; where there is one kind, none is needed."""
-    if values.shape[0] == 1:
-        return jnp.broadcast_to(values[0], (*kind.shape, *values.shape[1:]))
-    return values[kind]
-
-
 def pull_of(gravity: Array, mass: Array, force: Float[Array, "*n 3"]) -> Components:
     """Gravity and outer force over mass."""
     x, y, z = (part / mass for part in components(force))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from swarm.dynamics import quaternion
-from swarm.dynamics.flight import AbstractFlight, Air, Forces, Plant, of_kind, pull_of, repeated
+from swarm.dynamics.flight import AbstractFlight, Air, Forces, Plant, pull_of, repeated
 from swarm.dynamics.motion import Motion
 from swarm.dynamics.quaternion import Components, components, inner, joined, plane
 from swarm.entities import Entities
@@ -69,7 +69,7 @@ class Rotors(eqx.Module):
 
     def of(self, kind: Int[Array, "*n"]) -> "Rotors":
         """Those of the entities; their last axes first, as components."""
-        return jax.tree.map(lambda x: jnp.moveaxis(of_kind(x, kind), range(kind.ndim), range(-kind.ndim, 0)), self)
+        return jax.tree.map(lambda x: jnp.moveaxis(x[kind], range(kind.ndim), range(-kind.ndim, 0)), self)
 
     def speed_of_thrust(self, thrust: Array) -> Array:
         """RPM at which a rotor has that thrust (newtons); the larger root."""
@@ -123,9 +123,9 @@ class Quadrotor(AbstractFlight):
         """With the drag at the hover speed."""
         turning = self.rotors.spin.shape[1] * self.hover_speed(kind)
         return Plant(
-            of_kind(self.mass, kind),
-            of_kind(self.gravity, kind),
-            of_kind(self.drag, kind) + rounded(turning[:, None] * of_kind(self.drag_per_speed, kind)),
+            self.mass[kind],
+            self.gravity[kind],
+            self.drag[kind] + rounded(turning[:, None] * self.drag_per_speed[kind]),
         )
 
     def n_commands(self, n_dimensions: int) -> int:
@@ -134,12 +134,12 @@ class Quadrotor(AbstractFlight):
 
     def command(self, action: Float[Array, "n c"], kind: Int[Array, " n"]) -> Float[Array, "n c"]:
         """From the lowest to the highest speed."""
-        low, high = (x[:, None] for x in of_kind(self.rotors.speed, kind).T)
+        low, high = (x[:, None] for x in self.rotors.speed[kind].T)
         return low + rounded(0.5 * (action + 1.0) * (high - low))
 
     def hover_speed(self, kind: Int[Array, " n"]) -> Float[Array, " n"]:
         """RPM at which the rotors carry the weight."""
-        return self.rotors.of(kind).speed_of_thrust(of_kind(self.mass * self.gravity, kind) / self.rotors.spin.shape[1])
+        return self.rotors.of(kind).speed_of_thrust((self.mass * self.gravity)[kind] / self.rotors.spin.shape[1])
 
     def init(self, entities: Entities) -> Motion:
         """Level, at rest, with rotors that carry the weight."""
@@ -238,11 +238,11 @@ class _Body:
 
     def __init__(self, quadrotor: Quadrotor, kind: Int[Array, "*n"], air: Air) -> None:
         self.rotors = quadrotor.rotors.of(kind)
-        self.mass = of_kind(quadrotor.mass, kind)
+        self.mass = quadrotor.mass[kind]
         self.inertia, self.drag, self.drag_per_speed = (
-            components(of_kind(x, kind)) for x in (quadrotor.inertia, quadrotor.drag, quadrotor.drag_per_speed)
+            components(x[kind]) for x in (quadrotor.inertia, quadrotor.drag, quadrotor.drag_per_speed)
         )
-        self.pull, self.wind = pull_of(of_kind(quadrotor.gravity, kind), self.mass, air.force), components(air.wind)
+        self.pull, self.wind = pull_of(quadrotor.gravity[kind], self.mass, air.force), components(air.wind)
 
     def spin_momentum(self, speeds: Components) -> Array:
         """Angular momentum of the rotors about the upward axis, which is against the torque of the air."""

@@ -485,13 +485,6 @@ def test_batch_capacity_and_the_dead_change_no_bit(level, names):
             np.testing.assert_array_equal(np.roll(one, i, axis=0), many[i])
 
 
-def test_one_kind_is_as_two_alike():
-    start = tumbling(drone_dynamics(["cf2x_l250"] * 2, STEP))
-    one, two = (go(drone_dynamics(["cf2x_l250"] * n, STEP), start, every(1.0, 0.5, -0.3, 0.2), STEP, 5) for n in (1, 2))
-    # Not bit for bit: what is the same for all is computed once.
-    np.testing.assert_allclose(plain(one), plain(two), rtol=1e-4, atol=1e-5)
-
-
 # Bad input.
 
 
