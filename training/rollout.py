@@ -222,7 +222,7 @@ def _people(membership: Membership, entities: Entities) -> People:
 
 def decide(
     stage: Stage, actors: Actors, step_key: Key[Array, ""]
-) -> tuple[Rollout, Raw, Float[Array, "b n m"], PyTree]:
+) -> tuple[Rollout, Int[Array, "b n *c"] | Float[Array, "b n *c"], Float[Array, "b n m"], PyTree]:
     """Let everybody choose.
 
     Returns:
