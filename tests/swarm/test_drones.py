@@ -423,7 +423,21 @@ def test_brownian_forcing_has_the_variance_of_the_closed_form(x64):
 # Gradients and bits.
 
 LEVELS = [("rotors", c) for c in ("rotors", "attitude", "velocity", "position")] + [("attitude", "velocity")]
-IDS = ["-".join(level) for level in LEVELS]
+
+
+def some(*quick):
+    """Cases of all levels; slow but for these, which pass through the others' code, too."""
+    marks = ((), (pytest.mark.slow,))
+    return [pytest.param(level, id="-".join(level), marks=marks[level not in quick]) for level in LEVELS]
+
+
+@pytest.fixture
+def optimised():
+    """Compile as users compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def built(level):
@@ -435,7 +449,7 @@ def some_command(dynamics, level, seed=4):
     return dynamics.command(jnp.asarray(0.6 * rng.uniform(-1, 1, (N, 4)), float), KIND)
 
 
-@pytest.mark.parametrize("level", LEVELS, ids=IDS)
+@pytest.mark.parametrize("level", some(("rotors", "attitude"), ("attitude", "velocity")))
 def test_gradients_are_those_of_finite_differences(level, x64):
     dynamics = built(level)
     start, command = dynamics.init(population(height=2.0)), some_command(dynamics, level)
@@ -458,26 +472,26 @@ def test_gradients_are_those_of_finite_differences(level, x64):
     np.testing.assert_allclose(along, (ends[0] - ends[1]) / 2e-7, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("level", "names"), [*((level, PAIR) for level in LEVELS), (LEVELS[2], PAIR[:1])], ids=[*IDS, "one kind"]
-)
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("names", [PAIR, PAIR[:1]], ids=["kinds", "one kind"])
+@pytest.mark.parametrize("level", some(("rotors", "velocity"), ("attitude", "velocity")))
 def test_batch_capacity_and_the_dead_change_no_bit(level, names):
     dynamics = drone_dynamics(names, STEP, *level)
     command = some_command(dynamics, level)
     start = dynamics.init(population(height=1.0))
     air = Air(jnp.ones((N, 3)), jnp.full((N, 3), 1e-3))
 
-    def some(motion, command, kind, air):
+    def fly(motion, command, kind, air):
         return jax.lax.fori_loop(0, 3, lambda _, m: dynamics.fly(m, command, kind, jnp.float32(STEP), air), motion)
 
     def wider(x):
         return jnp.concatenate([x, jnp.full_like(x, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0)])
 
     whole = start, command, KIND, air
-    alone = jax.jit(some)(*whole)
-    double = jax.jit(some)(*jax.tree.map(wider, whole))
+    alone = jax.jit(fly)(*whole)
+    double = jax.jit(fly)(*jax.tree.map(wider, whole))
     worlds = [jax.tree.map(lambda x, i=i: jnp.roll(x, i, axis=0), whole) for i in range(5)]
-    together = jax.jit(jax.vmap(some))(*jax.tree.map(lambda *x: jnp.stack(x), *worlds))
+    together = jax.jit(jax.vmap(fly))(*jax.tree.map(lambda *x: jnp.stack(x), *worlds))
     for one, more, many in zip(*map(jax.tree.leaves, (alone, double, together)), strict=True):
         assert np.isfinite(one).all()
         np.testing.assert_array_equal(one, more[:N])

@@ -189,6 +189,7 @@ def test_agents_that_end_at_different_times_learn_by_actors_of_their_own():
     assert all(float(row["population"]) < 3 for row in rows)
 
 
+@pytest.mark.slow
 def test_ppo_learns_commands_in_a_box():
     settings = {"recipe": "mppo", "epochs": 4, "minibatches": 2, "rollout": 16, "entropy_weight": 0.0}
     learner = build("hosts:Aim", **settings)
@@ -199,6 +200,7 @@ def test_ppo_learns_commands_in_a_box():
     assert returns(rows[-5:]) > -0.8 > -1.2 > returns(rows[:2])
 
 
+@pytest.mark.slow
 def test_a_learner_on_two_devices_learns_the_same():
     found = []
     for n_devices in (1, 2):
