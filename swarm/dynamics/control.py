@@ -3,6 +3,8 @@
 Position -> velocity -> attitude and thrust -> rotor speeds; the lowest layer may be an identified attitude loop.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -17,7 +19,34 @@ from swarm.space import rounded
 from swarm.vectors import clipped
 
 
-class AttitudeHold(AbstractAttitudeFlight):
+class AbstractLayer(AbstractFlight):
+    """A controller over a vehicle, whose state is the vehicle's. It takes four numbers as its command.
+
+    Attributes:
+        vehicle: what it commands.
+    """
+
+    # Any, because each layer narrows it.
+    vehicle: eqx.AbstractVar[Any]
+
+    def plant(self, kind: Int[Array, " n"]) -> Plant:
+        """Of the vehicle."""
+        return self.vehicle.plant(kind)
+
+    def n_commands(self, n_dimensions: int) -> int:
+        """Four."""
+        return 4
+
+    def init(self, entities: Entities) -> Motion:
+        """As the vehicle does."""
+        return self.vehicle.init(entities)
+
+    def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
+        """Of the vehicle."""
+        return self.vehicle.attitude(motion)
+
+
+class AttitudeHold(AbstractLayer, AbstractAttitudeFlight):
     """Holds attitude and thrust of a rigid body by the speeds of its rotors.
 
     Torque = I (-stiffness e - damping omega) + omega x I omega, with the error e = vee(R_d^T R - R^T R_d) / 2
@@ -47,28 +76,12 @@ class AttitudeHold(AbstractAttitudeFlight):
     thrust_range: Float[Array, "kinds 2"]
     n_updates: int = eqx.field(static=True, default=1)
 
-    def plant(self, kind: Int[Array, " n"]) -> Plant:
-        """Of the vehicle."""
-        return self.vehicle.plant(kind)
-
-    def n_commands(self, n_dimensions: int) -> int:
-        """Three angles and the thrust."""
-        return 4
-
     def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
         """Angles up to the largest tilt, a yaw of up to half a turn, and the thrusts that the rotors can have."""
         tilt, (low, high) = self.max_tilt[kind], self.mixer.shape[1] * self.thrust_range[kind].T
         roll, pitch, yaw, thrust = action.T
         thrust = low + rounded(0.5 * (thrust + 1.0) * (high - low))
         return jnp.stack([roll * tilt, pitch * tilt, yaw * jnp.pi, thrust], axis=1)
-
-    def init(self, entities: Entities) -> Motion:
-        """As the vehicle does."""
-        return self.vehicle.init(entities)
-
-    def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
-        """Of the vehicle."""
-        return self.vehicle.attitude(motion)
 
     def aim(
         self, angles: Float[Array, "n 3"], thrust: Float[Array, " n"], kind: Int[Array, " n"]
@@ -111,7 +124,7 @@ class AttitudeHold(AbstractAttitudeFlight):
         return speeds
 
 
-class VelocityHold(AbstractFlight):
+class VelocityHold(AbstractLayer):
     """Flies at a velocity, looking along a yaw: the wanted acceleration says where the thrust should point.
 
     a = gain (v_d - v), shortened to `acceleration`, plus drag v_d / m, the drag in still air; F = m (a + (0, 0, g)),
@@ -137,25 +150,9 @@ class VelocityHold(AbstractFlight):
     max_tilt: Float[Array, " kinds"]
     n_updates: int = eqx.field(static=True, default=1)
 
-    def plant(self, kind: Int[Array, " n"]) -> Plant:
-        """Of the vehicle."""
-        return self.vehicle.plant(kind)
-
-    def n_commands(self, n_dimensions: int) -> int:
-        """A velocity and the yaw."""
-        return 4
-
     def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
         """Velocities up to the highest speed along each axis, a yaw of up to half a turn."""
         return jnp.concatenate([action[:, :3] * self.speed[kind][:, None], action[:, 3:] * jnp.pi], axis=1)
-
-    def init(self, entities: Entities) -> Motion:
-        """As the vehicle does."""
-        return self.vehicle.init(entities)
-
-    def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
-        """Of the vehicle."""
-        return self.vehicle.attitude(motion)
 
     def attitude_command(
         self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"]
@@ -189,7 +186,7 @@ class VelocityHold(AbstractFlight):
         return repeated(self.n_updates, update, motion)
 
 
-class PositionHold(AbstractFlight):
+class PositionHold(AbstractLayer):
     """Flies to a place and stays: v_d = gain (x_d - x), shortened to `speed`.
 
     Command: position (metres) and yaw (radians).
@@ -210,26 +207,10 @@ class PositionHold(AbstractFlight):
     high: Float[Array, "kinds 4"]
     n_updates: int = eqx.field(static=True, default=1)
 
-    def plant(self, kind: Int[Array, " n"]) -> Plant:
-        """Of the vehicle."""
-        return self.vehicle.plant(kind)
-
-    def n_commands(self, n_dimensions: int) -> int:
-        """A position and the yaw."""
-        return 4
-
     def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
         """-1 is the lowest, 1 the highest command."""
         low, high = self.low[kind], self.high[kind]
         return low + rounded(0.5 * (action + 1.0) * (high - low))
-
-    def init(self, entities: Entities) -> Motion:
-        """As the vehicle does."""
-        return self.vehicle.init(entities)
-
-    def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
-        """Of the vehicle."""
-        return self.vehicle.attitude(motion)
 
     def fly(
         self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air

@@ -20,6 +20,19 @@ from swarm.entities import Entities
 SECONDS = 2.0
 
 
+def runge_kutta(slope, state, command, h=2e-3):
+    """One step of the classical method of fourth order under a held command."""
+
+    def moved(by, h):
+        return jax.tree.map(lambda a, b: a + h * b, state, by)
+
+    a = slope(state, command)
+    b = slope(moved(a, h / 2), command)
+    c = slope(moved(b, h / 2), command)
+    d = slope(moved(c, h), command)
+    return jax.tree.map(lambda s, a, b, c, d: s + h / 6 * (a + 2 * b + 2 * c + d), state, a, b, c, d)
+
+
 def commands(n, every, seed=0):
     """RPM about the hover speed of a CF2X or attitudes, held for `every` steps."""
     rng = np.random.default_rng(seed)
@@ -102,15 +115,7 @@ def test_rotors_as_in_crazyflow(name):
             return theirs(x, q / jnp.linalg.norm(q), v, w, command, r, **given)
 
         def body(state, command):
-            def moved(by, h):
-                return jax.tree.map(lambda a, b: a + h * b, state, by)
-
-            h = 2e-3
-            a = slope(state, command)
-            b = slope(moved(a, h / 2), command)
-            c = slope(moved(b, h / 2), command)
-            d = slope(moved(c, h), command)
-            state = jax.tree.map(lambda s, a, b, c, d: s + h / 6 * (a + 2 * b + 2 * c + d), state, a, b, c, d)
+            state = runge_kutta(slope, state, command)
             return state, (state[0], state[2], state[1] / jnp.linalg.norm(state[1]))
 
         inner = start.inner
@@ -159,15 +164,7 @@ def test_identified_attitudes_as_in_crazyflow(name):
             return dynamics_euler(state[0], state[1], state[2], state[3], command, state[4], **given)
 
         def body(state, command):
-            def moved(by, h):
-                return jax.tree.map(lambda a, b: a + h * b, state, by)
-
-            h = 2e-3
-            a = slope(state, command)
-            b = slope(moved(a, h / 2), command)
-            c = slope(moved(b, h / 2), command)
-            d = slope(moved(c, h), command)
-            state = jax.tree.map(lambda s, a, b, c, d: s + h / 6 * (a + 2 * b + 2 * c + d), state, a, b, c, d)
+            state = runge_kutta(slope, state, command)
             return state, (state[0], state[2])
 
         # Their state is the command's thrust, ours what it amounts to.
