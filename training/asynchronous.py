@@ -25,7 +25,7 @@ from swarm.adapters.host import HostRules
 from swarm.errors import RunError, SwarmError
 from training.host import HostCollector
 from training.impala import IMPALA
-from training.learner import AXIS, AbstractLearner, Learned, put, run_key
+from training.learner import AXIS, AbstractLearner, Learned, put, rollout_key, run_key
 from training.rollout import Actors, Experience, collect, start
 
 
@@ -227,9 +227,7 @@ class Asynchronous:
 
         @eqx.filter_jit
         def step(arrays: PyTree, draw: Int[Array, " 3"], actors: Actors) -> tuple[Actors, Experience]:
-            stage, act_base = learner.stage(eqx.combine(arrays, static)), run_key(learned.key, 2)
-            for part in range(3):
-                act_base = jax.random.fold_in(act_base, draw[part])
+            stage, act_base = learner.stage(eqx.combine(arrays, static)), rollout_key(learned.key, draw)
             return collect(stage, actors, run_key(learned.key, 1), act_base, learner.config.rollout, learner.n_parts)
 
         if isinstance(learner.simulator.rules, HostRules):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from swarm.adapters.host import HostRules, advance, begin
 from swarm.adapters.workers import Steps, Workers
 from swarm.scenario import TimeStep, World
-from training.learner import AbstractLearner, Learned, put, run_key
+from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
 from training.networks import Memory
 from training.rollout import Actors, EpisodeSums, Experience, Rollout, Stage, decide, last, no_episodes, outcome
 
@@ -108,10 +108,7 @@ def _start(stage: Stage, actors: Actors, steps: Steps) -> Actors:
 def _decide(
     stage: Stage, actors: Actors, key: Key[Array, ""], draw: Int[Array, " 3"], t: Int[Array, ""]
 ) -> tuple[Rollout, Any, Array, PyTree]:
-    base = run_key(key, 2)
-    for part in range(3):
-        base = jax.random.fold_in(base, draw[part])
-    return decide(stage, actors, jax.random.fold_in(base, t))
+    return decide(stage, actors, jax.random.fold_in(rollout_key(key, draw), t))
 
 
 @eqx.filter_jit

@@ -411,6 +411,14 @@ def run_key(key: Key[Array, ""], number: int) -> Key[Array, ""]:
     return jax.random.fold_in(key, number)
 
 
+def rollout_key(key: Key[Array, ""], draw: Int[Array, " 3"]) -> Key[Array, ""]:
+    """Key of the actions of one rollout among all of a run that is collected outside the compiled update."""
+    base = run_key(key, 2)
+    for part in range(3):
+        base = jax.random.fold_in(base, draw[part])
+    return base
+
+
 def put(tree: PyTree, where: Any) -> PyTree:
     """Move arrays to a device, or spread them; unlike constraints of sharding this works from other devices, too."""
     return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
