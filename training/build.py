@@ -82,6 +82,11 @@ def _check_devices(config: TrainingConfig, n_devices: int, n_actor_devices: int)
         raise ConfigError(
             f"--devices {n_devices}{of_all} does not divide training.worlds = {config.worlds}; change one of them"
         )
+    if config.algorithm == "impala" and config.worlds // (n_devices * n_processes) % config.minibatches:
+        raise ConfigError(
+            f"training.minibatches = {config.minibatches}: each takes the same number of worlds of every device, which "
+            f"has {config.worlds // (n_devices * n_processes)} of training.worlds = {config.worlds}; change one of them"
+        )
 
 
 def build_teams(scenario: Scenario, config: TrainingConfig, simulator: Simulator) -> Teams:

@@ -159,7 +159,7 @@ class TrainingConfig(Table):
 
     @pydantic.model_validator(mode="after")
     def _minibatches_divide(self) -> "TrainingConfig":
-        if self.rollout % self.minibatches:
+        if self.algorithm == "ppo" and self.rollout % self.minibatches:
             raise ValueError(
                 f"minibatches = {self.minibatches} does not divide rollout = {self.rollout}; "
                 "each minibatch takes the same number of time steps of every world"

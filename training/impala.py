@@ -1,23 +1,26 @@
 """IMPALA: actors may lag behind the learner, which corrects for that by V-trace (Espeholt et al. 2018), by group."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from training.credit import separate
-from training.learner import AbstractLearner, Groups, Learned, Rows, count, over_devices, part_of_mean
+from training.learner import AbstractLearner, Groups, Learned, Rows, count, part_of_mean, sum_over_devices
 from training.networks import Minds
 from training.normalise import ValueScale
 from training.rollout import Experience
 
 
 class IMPALA(AbstractLearner):
-    """A step of the optimiser on each rollout as a whole (or some, `epochs`), by the policy gradient with V-trace.
+    """Steps of the optimiser on whole trajectories, by the policy gradient with V-trace.
 
-    In this deterministic form rollouts and steps take turns, and experience is made with the parameters of `impala.lag`
-    updates before.
+    Each minibatch takes some of the worlds, with all their steps, and each pass (`epochs`) all minibatches; what was
+    learned since the rollout began is corrected like any other lag. In this deterministic form rollouts and steps take
+    turns, and experience is made with the parameters of `impala.lag` updates before.
     """
 
     def behind(self, minds: Minds) -> PyTree:
@@ -39,21 +42,23 @@ class IMPALA(AbstractLearner):
         """Say anew what to do and to expect, correct, and follow the gradient."""
         groups = self.groups(experience)
         params, static = eqx.partition(learned.network, eqx.is_inexact_array)
-        entropy_weight = self.weight(learned, "entropy_weight")
+        entropy_weight, n = self.weight(learned, "entropy_weight"), self.config.minibatches
 
-        def step(carry: tuple[PyTree, PyTree, ValueScale], _: None) -> tuple[tuple, dict[str, Array]]:
+        def step(carry: tuple[PyTree, PyTree, ValueScale], number: Int[Array, ""]) -> tuple[tuple, dict[str, Array]]:
             params, optimizer, scale = carry
+            some, of_groups = _some_worlds(experience, groups, number, n)
             gradient, (metrics, target, value) = jax.grad(self._loss, has_aux=True)(
-                params, static, experience, groups, scale, entropy_weight
+                params, static, some, of_groups, scale, entropy_weight
             )
-            gradient, metrics = jax.tree.map(over_devices, (gradient, metrics))
+            gradient, metrics = sum_over_devices((gradient, metrics))
             change, optimizer = self.optimizer.update(gradient, optimizer, params)
-            scale = self.rescaled(scale, target, groups.valid)
-            metrics |= self.statistics(experience, groups, target, value) | {"grad_norm": optax.tree.norm(gradient)}
+            scale = self.rescaled(scale, target, of_groups.valid)
+            metrics |= self.statistics(some, of_groups, target, value) | {"grad_norm": optax.tree.norm(gradient)}
             return (optax.apply_updates(params, change), optimizer, scale), metrics
 
         carry = params, learned.optimizer, learned.scale
-        (params, optimizer, scale), metrics = jax.lax.scan(step, carry, length=self.config.epochs)
+        numbers = jnp.tile(jnp.arange(n), self.config.epochs)
+        (params, optimizer, scale), metrics = jax.lax.scan(step, carry, numbers)
         behind = learned.behind
         if behind is not None:
             now = eqx.filter(learned.network, eqx.is_inexact_array)
@@ -96,3 +101,21 @@ class IMPALA(AbstractLearner):
         }
         loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - entropy_weight * metrics["entropy"]
         return loss, (metrics | {"loss": loss}, target, jax.lax.stop_gradient(value))
+
+
+def _some_worlds(
+    experience: Experience, groups: Groups, number: Int[Array, ""], n_parts: int
+) -> tuple[Experience, Groups]:
+    """One of equal parts of the worlds: each n-th, so that a part does not depend on how worlds are sharded."""
+
+    def along(axis: int) -> Callable[[Array], Array]:
+        def take(x: Array) -> Array:
+            shape = (*x.shape[:axis], x.shape[axis] // n_parts, n_parts, *x.shape[axis + 1 :])
+            return jax.lax.dynamic_index_in_dim(x.reshape(shape), number, axis + 1, keepdims=False)
+
+        return take
+
+    e = experience
+    rollout, state, groups = jax.tree.map(along(1), (e.rollout, e.state, groups))
+    last, index = jax.tree.map(along(0), (e.last, e.index))
+    return Experience(rollout, state, last, index, e.sums), groups

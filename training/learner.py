@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -111,7 +112,7 @@ class AbstractLearner(eqx.Module):
     def optimizer(self) -> optax.GradientTransformation:
         """Adam with clipped gradients and, if set, a falling learning rate."""
         c = self.config
-        n_steps = c.n_updates * c.epochs * self.n_parts
+        n_steps = c.n_updates * c.epochs * c.minibatches
         rate = optax.linear_schedule(c.learning_rate, 0.0, n_steps) if "learning_rate" in c.anneal else c.learning_rate
         return optax.chain(optax.clip_by_global_norm(c.max_grad_norm), optax.adam(rate, eps=1e-5))
 
@@ -427,6 +428,12 @@ def put(tree: PyTree, where: Any) -> PyTree:
 def over_devices(x: Array) -> Array:
     """Sum over devices."""
     return jax.lax.psum(x, AXIS)
+
+
+def sum_over_devices(tree: PyTree) -> PyTree:
+    """Sums of many arrays over devices, joined: across processes each array by itself costs a round of messages."""
+    flat, restore = ravel_pytree(tree)
+    return restore(over_devices(flat))
 
 
 def count(mask: Array) -> Float[Array, ""]:

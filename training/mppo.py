@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from training.credit import separate
-from training.learner import AbstractLearner, Learned, Rows, count, over_devices, part_of_mean, run_key
+from training.learner import AbstractLearner, Learned, Rows, count, part_of_mean, run_key, sum_over_devices
 from training.losses import clipped_policy_loss, clipped_value_loss
 from training.mixing import OwnWeight
 from training.networks import Minds
@@ -125,7 +125,7 @@ class MPPO(AbstractLearner):
         def step(params: PyTree, optimizer: PyTree, chosen: Array) -> tuple[PyTree, PyTree, dict[str, Array]]:
             rows, first = minibatch(chosen)
             gradient, metrics = jax.grad(self._loss, has_aux=True)(params, static, rows, first, weights)
-            gradient, metrics = jax.tree.map(over_devices, (gradient, metrics))
+            gradient, metrics = sum_over_devices((gradient, metrics))
             change, optimizer = self.optimizer.update(gradient, optimizer, params)
             metrics["grad_norm"] = optax.tree.norm(gradient)
             return optax.apply_updates(params, change), optimizer, metrics | {"steps_taken": jnp.float32(1)}
@@ -184,7 +184,7 @@ class MPPO(AbstractLearner):
                 rows, first = minibatch(order[part])
                 return self._loss(params, static, rows, first, one)[1]["policy_loss"]
 
-            return jax.tree.map(over_devices, jax.grad(loss)(params))
+            return sum_over_devices(jax.grad(loss)(params))
 
         return gradient_by
 

@@ -9,7 +9,12 @@ from swarm.config import load
 from training.build import build_learner
 from training.config import load_training
 
-SETTINGS = {"training.recipe": "impala", "training.epochs": 1, "training.learning_rate": 1e-2}
+SETTINGS = {
+    "training.recipe": "impala",
+    "training.epochs": 1,
+    "training.minibatches": 1,
+    "training.learning_rate": 1e-2,
+}
 
 
 def run(rivals, n_updates, n_devices=1, **settings):
@@ -52,6 +57,8 @@ def test_actors_lag_by_as_many_updates_as_they_are_told(rivals):
 
 
 def test_one_and_eight_devices_learn_the_same_parameters(rivals):
-    one, eight = (parameters(run(rivals, 10, n, impala__lag=1, normalise_value=True)[0]) for n in (1, 8))
+    one, eight = (
+        parameters(run(rivals, 10, n, impala__lag=1, normalise_value=True, worlds=16, minibatches=2)[0]) for n in (1, 8)
+    )
     for a, b in zip(one, eight, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
