@@ -2,24 +2,66 @@
 
 import pydantic
 
-from swarm.config import Table
+from swarm.config import Population, Table
+from swarm.dynamics.drones import Model
 
 Positive = pydantic.Field(gt=0.0)
 Amount = pydantic.Field(ge=0.0)
 
 
-class SpaceTable(Table):
-    """What table `world` holds where space is continuous; metres, seconds, cells."""
+class BoxTable(Table):
+    """What table `world` holds where space is continuous; metres, seconds."""
 
     size: tuple[float, ...]
     steps: int = pydantic.Field(ge=1)
     time_step: float = Positive
+
+    @pydantic.model_validator(mode="after")
+    def _sides(self) -> "BoxTable":
+        if min(self.size, default=0.0) <= 0:
+            raise ValueError(f"size = {list(self.size)}: each side must be longer than 0")
+        return self
+
+
+class SpaceTable(BoxTable):
+    """And where there are maps of it; cells."""
+
     raster: tuple[int, int]
 
     @pydantic.model_validator(mode="after")
-    def _sides(self) -> "SpaceTable":
-        if min(self.size, default=0.0) <= 0:
-            raise ValueError(f"size = {list(self.size)}: each side must be longer than 0")
+    def _cells(self) -> "SpaceTable":
         if not all(4 <= cells <= 128 for cells in self.raster):
             raise ValueError(f"raster = {list(self.raster)}: from 4 to 128 cells a side")
         return self
+
+
+class DroneTable(Population):
+    """What drones are.
+
+    Attributes:
+        initial: at the start.
+        airframe: a shipped name or a path, see docs/physics.md.
+        model: `rotors`: a rigid body; `attitude`, `attitude_lag`: identified attitude loops.
+        radius: of the ball that nobody else may enter, metres.
+    """
+
+    initial: int = pydantic.Field(ge=1)
+    airframe: str
+    model: Model
+    radius: float = Positive
+
+
+class AirTable(Table):
+    """Table `air`.
+
+    Attributes:
+        wind: east and north, 6.1 m above the ground; metres per second.
+        roughness: of the ground, metres: the wind grows with height; 0: it is the same everywhere.
+        turbulence: whether there are eddies, as strong as that wind makes them.
+        downwash: airframe whose downwash was measured, which all are taken to have; "": none.
+    """
+
+    wind: tuple[float, float] = (0.0, 0.0)
+    roughness: float = Amount
+    turbulence: bool = False
+    downwash: str = ""

@@ -15,7 +15,7 @@ def norm(vector: Float[Array, "*v d"]) -> Float[Array, "*v"]:
     return length([vector[..., axis] for axis in range(vector.shape[-1])])
 
 
-def dot(a: Float[Array, "*v d"], b: Float[Array, "*v d"]) -> Float[Array, "*v"]:
+def dot(a: Float[Array, "*#v d"], b: Float[Array, "*#v d"]) -> Float[Array, "*_v"]:
     """Inner product."""
     total = rounded(a[..., 0] * b[..., 0])
     for axis in range(1, a.shape[-1]):

@@ -81,6 +81,16 @@ PURSUIT = {
     "population.prey.capacity": 14,
     "population.prey.initial": 12,
 }
+CROSSING = {
+    "world.size": [4.0, 4.0, 2.0],
+    "world.circle": 1.5,
+    "world.jitter": 0.1,
+    "world.pillars": 2,
+    "world.pillar_radius": 0.1,
+    "world.steps": 1000,
+    "population.drone.capacity": 10,
+    "population.drone.initial": 8,
+}
 CASES = {
     "outpost, 1 team": ("outpost", OUTPOST | {"world.teams": 1}),
     "outpost, 2 teams": ("outpost", OUTPOST | {"world.teams": 2}),
@@ -92,6 +102,7 @@ CASES = {
     "battle": ("battle", BATTLE),
     "spread": ("spread", SPREAD),
     "pursuit": ("pursuit", PURSUIT),
+    "crossing": ("crossing", CROSSING),
 }
 BROAD = ["outpost, 2 teams", "flocking, cell grid", "battle", "pursuit"]
 
@@ -272,7 +283,7 @@ def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
     np.testing.assert_allclose(small[1].reward, roomy[1].reward[:, :n], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*BROAD, "flocking, 3D", "vicsek, 3D"])
+@pytest.mark.parametrize("name", [*BROAD, "flocking, 3D", "vicsek, 3D", "crossing"])
 def test_a_world_alone_is_the_world_in_a_batch(name):
     simulator = built(name).simulator
     worlds, timesteps = reset_batch(simulator, RESET_KEYS)

@@ -1,0 +1,89 @@
+"""The scenario file of crossing."""
+
+import pydantic
+
+from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Positive
+from swarm.config import ScenarioConfig, Table
+from swarm.dynamics.drones import ControlTable
+from swarm.search import SearchTable
+
+
+class WorldTable(BoxTable):
+    """Table `world`."""
+
+    size: tuple[float, float, float]
+    circle: float = Positive
+    jitter: float = Amount
+    pillars: int = pydantic.Field(ge=0)
+    pillar_radius: float = Positive
+    arrive: float = Positive
+
+
+class PopulationTable(Table):
+    """Table `population`."""
+
+    drone: DroneTable
+
+
+class ObservationTable(Table):
+    """Table `observation`."""
+
+    others: int = pydantic.Field(ge=1)
+    sight: float = Positive
+
+
+class RewardTable(Table):
+    """Table `reward`."""
+
+    progress: float
+    arrived: float
+    crash: float
+    near: float
+    margin: float = Positive
+    time: float
+
+
+class OrcaTable(Table):
+    """Table `orca`: of the scripted policy."""
+
+    horizon: float = Positive
+    wall_horizon: float = Positive
+    margin: float = Amount
+
+
+class CrossingConfig(ScenarioConfig):
+    """A scenario file for crossing."""
+
+    world: WorldTable
+    population: PopulationTable
+    control: ControlTable
+    air: AirTable
+    observation: ObservationTable
+    reward: RewardTable
+    orca: OrcaTable
+    search: SearchTable = SearchTable()
+
+    @pydantic.model_validator(mode="after")
+    def _room(self) -> "CrossingConfig":
+        world, drone = self.world, self.population.drone
+        if drone.initial < 2:
+            raise ValueError("population.drone.initial = 1: nobody to swap places with; at least 2")
+        reach = world.circle + world.jitter + drone.radius
+        if 2 * reach > min(world.size[:2]):
+            raise ValueError(
+                f"world.circle = {world.circle:g} with jitter = {world.jitter:g} does not fit into world.size = "
+                f"{list(world.size)}; lower it, or enlarge the world"
+            )
+        # Chords of the circle, after the worst of jitter on both ends.
+        apart = 2 * (world.circle - world.jitter) * 0.5 * 6.2 / drone.initial - 2 * world.jitter
+        if apart < 2 * drone.radius:
+            raise ValueError(
+                f"population.drone.initial = {drone.initial} on a circle of {world.circle:g} m start within each "
+                "other's radius; enlarge world.circle, or lower world.jitter or the number"
+            )
+        if world.pillars and 2 * world.pillar_radius > world.circle - world.jitter - drone.radius:
+            raise ValueError(
+                f"world.pillar_radius = {world.pillar_radius:g}: pillars would reach the circle where drones start; "
+                "lower it"
+            )
+        return self
