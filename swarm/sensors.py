@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from swarm.comms import Loss
 from swarm.disturbance import gauss_markov
 from swarm.dynamics import quaternion
 from swarm.dynamics.flight import AbstractFlight
@@ -24,6 +23,7 @@ from swarm.dynamics.motion import Motion
 from swarm.dynamics.quaternion import components, joined
 from swarm.entities import Entities
 from swarm.errors import ConfigError
+from swarm.links import AbstractLoss, Loss
 from swarm.space import root, rounded, square_length
 
 Amount = float | int | Sequence[float]
@@ -297,10 +297,10 @@ class Ranging(eqx.Module):
 
     noise: Float[Array, ""]
     share: Float[Array, ""]
-    dropout: Loss
+    dropout: AbstractLoss
 
     @classmethod
-    def of(cls, noise: float | int, share: float | int = 0.0, dropout: Loss | None = None) -> "Ranging":
+    def of(cls, noise: float | int, share: float | int = 0.0, dropout: AbstractLoss | None = None) -> "Ranging":
         """Build it from numbers.
 
         Raises:

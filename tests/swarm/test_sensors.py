@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.comms import Loss
 from swarm.dynamics import Motion, drone_dynamics, quaternion
 from swarm.dynamics.quaternion import components, joined
 from swarm.entities import Entities
 from swarm.errors import ConfigError
+from swarm.links import Loss
 from swarm.sensors import Ranging, Sensor, gps, imu, inertial
 
 pytestmark = pytest.mark.optimised
