@@ -4,7 +4,6 @@ Each entity broadcasts messages of a fixed number of numbers to those within the
 sends; each link may lose one; what gets through arrives some steps later. In a scenario's `act`
 
     mail, inbox = self.radio.step(world.fields.mail, neighbors, entities, message, key)
-    reception = world.fields.reception.step(mail, inbox, entities)
 
 What happens on a link depends on the key and on the identities of both ends, not on slots, capacity or batch, and has
 no gradient. A message in flight outlives its sender: it is delivered. A receiver that died gets none, and neither does
@@ -22,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.links import AbstractLoss, Bursts, Jitter, Loss, PathLoss, either, link_draw, mixed
-from swarm.neighbors import Among, Nearest, Neighbors
+from swarm.neighbors import Among, Neighbors
 from swarm.obstacles import AbstractObstacles, blocked
 
 __all__ = [
@@ -30,12 +29,10 @@ __all__ = [
     "Bursts",
     "Jitter",
     "Letters",
-    "LinkAges",
     "Loss",
     "Mail",
     "NearestRadio",
     "PathLoss",
-    "Reception",
     "SumRadio",
     "Total",
 ]
@@ -314,7 +311,7 @@ class SumRadio(AbstractRadio):
 
     def merge(self, old: Total, new: Total) -> Total:
         """Add."""
-        return Total(old.total + new.total, old.count + new.count, _least(old.newest, new.newest))
+        return Total(old.total + new.total, old.count + new.count, least_age(old.newest, new.newest))
 
 
 class NearestRadio(AbstractRadio):
@@ -369,88 +366,26 @@ class NearestRadio(AbstractRadio):
     def merge(self, old: Letters, new: Letters) -> Letters:
         """The first k of the new ones, then the old ones, without gaps."""
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), new, old)
-        there = both.sender >= 0
-        rank = jnp.cumsum(there, axis=1) - 1
-        chosen = there[:, :, None] & (rank[:, :, None] == jnp.arange(self.k)[None, None])
-        index, found = jnp.argmax(chosen, axis=1), jnp.any(chosen, axis=1)
+        so_far = jnp.cumsum(both.sender >= 0, axis=1)
+        place = jnp.arange(self.k)
+        # The letter for a place comes after all those up to which there are no more than the place's number.
+        index = jnp.sum(so_far[:, :, None] <= place[None, None], axis=1)
+        found = so_far[:, -1:] > place[None]
         return Letters(
-            message=jnp.where(found[:, :, None], jnp.take_along_axis(both.message, index[:, :, None], axis=1), 0.0),
-            sender=jnp.where(found, jnp.take_along_axis(both.sender, index, axis=1), -1),
-            age=jnp.where(found, jnp.take_along_axis(both.age, index, axis=1), -1),
+            message=jnp.where(found[:, :, None], _at(both.message, index), 0.0),
+            sender=jnp.where(found, _at(both.sender, index), -1),
+            age=jnp.where(found, _at(both.age, index), -1),
         )
 
 
-class Reception(eqx.Module):
-    """Statistics of a radio, to be kept in a scenario's fields.
-
-    Attributes:
-        offered: messages sent to each slot so far, whoever held it.
-        delivered: of these, those that arrived.
-        age: age of information: steps since the newest message that the entity has was sent; -1: it has none.
-        uid: identity of the entity that the age belongs to.
-    """
-
-    offered: Float[Array, " n"]
-    delivered: Float[Array, " n"]
-    age: Int[Array, " n"]
-    uid: Int[Array, " n"]
-
-    @classmethod
-    def init(cls, n_slots: int) -> "Reception":
-        """Nothing so far."""
-        nobody = jnp.full(n_slots, -1, jnp.int32)
-        return cls(jnp.zeros(n_slots), jnp.zeros(n_slots), nobody, nobody)
-
-    def step(self, mail: Mail, inbox: Total | Letters, entities: Entities) -> "Reception":
-        """Count what a step of the radio returned."""
-        known = (self.uid == entities.uid) & (self.age >= 0)
-        age = _least(jnp.where(known, self.age + 1, -1), inbox.newest)
-        return Reception(self.offered + mail.offered, self.delivered + inbox.count, age, entities.uid)
-
-    @property
-    def delivery_rate(self) -> Float[Array, "*t"]:
-        """Share of all messages that have arrived; what is under way counts as not arrived; 0 where none was sent."""
-        return jnp.sum(self.delivered, axis=-1) / jnp.maximum(jnp.sum(self.offered, axis=-1), 1.0)
-
-
-class LinkAges(eqx.Module):
-    """Age of information by link, from each of the k nearest neighbours; who leaves these is forgotten.
-
-    Attributes:
-        sender: identity of the neighbour; -1: none.
-        age: steps since the newest message that the entity has from it was sent; -1: it has none.
-        uid: identity of the entity that all this belongs to.
-    """
-
-    sender: Int[Array, "n k"]
-    age: Int[Array, "n k"]
-    uid: Int[Array, " n"]
-
-    @classmethod
-    def init(cls, n_slots: int, k: int) -> "LinkAges":
-        """Nothing so far."""
-        nobody = jnp.full((n_slots, k), -1, jnp.int32)
-        return cls(nobody, nobody, nobody[:, 0])
-
-    def step(self, nearest: Nearest, entities: Entities, letters: Letters) -> "LinkAges":
-        """Follow who is near now, and read the ages of what arrived."""
-        sender = jnp.where(nearest.valid, nearest.gather(entities.uid), -1)
-        known = (self.age >= 0) & (self.uid == entities.uid)[:, None]
-        old = _age_of(sender, self.sender, jnp.where(known, self.age + 1, -1))
-        return LinkAges(sender, _least(old, _age_of(sender, letters.sender, letters.age)), entities.uid)
-
-
-def _age_of(wanted: Int[Array, "n k"], sender: Int[Array, "n l"], age: Int[Array, "n l"]) -> Int[Array, "n k"]:
-    """Least age among those of each wanted sender; -1: there is none."""
-    never = jnp.iinfo(jnp.int32).max
-    same = (wanted[:, :, None] == sender[:, None]) & (wanted[:, :, None] >= 0) & (age[:, None] >= 0)
-    least = jnp.min(jnp.where(same, age[:, None], never), axis=2)
-    return jnp.where(least < never, least, -1)
-
-
-def _least(a: Int[Array, "*v"], b: Int[Array, "*v"]) -> Int[Array, "*v"]:
+def least_age(a: Int[Array, "*v"], b: Int[Array, "*v"]) -> Int[Array, "*v"]:
     """The lesser of two ages, of which -1 is none."""
     return jnp.where(a < 0, b, jnp.where(b < 0, a, jnp.minimum(a, b)))
+
+
+def _at(values: Array, index: Int[Array, "n k"]) -> Array:
+    """Values [n, l, ...] of each slot at its k places."""
+    return jnp.take_along_axis(values, index.reshape(index.shape + (1,) * (values.ndim - 2)), axis=1, mode="clip")
 
 
 def _joined(halves: Float[Array, " 2"]) -> UInt[Array, ""]:

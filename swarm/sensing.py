@@ -188,7 +188,7 @@ def scan_rays(
     ways = jnp.where(alive[:, None, None], ways, 0.0)
 
     def advance(gone: Float[Array, "n r"], _: None) -> tuple[Float[Array, "n r"], None]:
-        free = obstacles.distance(position[:, None] + gone[:, :, None] * ways)
+        free = obstacles.distance(position[:, None] + rounded(gone[:, :, None] * ways))
         return jnp.minimum(gone + jnp.maximum(free, 0.0), radius), None
 
     gone, _ = jax.lax.scan(advance, jnp.zeros(ways.shape[:2]), None, length=n_iterations)

@@ -116,23 +116,17 @@ class Sensor(eqx.Module):
         Raises:
             ConfigError: a number is out of range, or no whole number of steps makes the rate.
         """
-        rows = {
-            name: np.asarray(value, float)
-            for name, value in (("bias", bias), ("drift", drift), ("drift_time", drift_time), ("noise", noise))
-        }
-        for name, row in rows.items():
-            least_ok = np.all(row > 0 if name == "drift_time" else row >= 0) and np.all(np.isfinite(row))
-            if row.shape not in ((), (n_quantities,)) or not least_ok:
-                raise ConfigError(
-                    f"Sensor: {name} = {row.tolist()}: expected one number or {n_quantities}, "
-                    f"{'greater than' if name == 'drift_time' else 'at least'} 0"
-                )
         if latency < 0:
             raise ConfigError(f"Sensor: latency = {latency}: expected 0 steps or more")
         period = _period(time_step, rate)
-        full = {name: np.broadcast_to(row, n_quantities) for name, row in rows.items()}
-        full["drift_time"] = period * time_step / full["drift_time"]
-        return cls(*(jnp.asarray(row, jnp.float32) for row in full.values()), jnp.int32(period), latency)
+        return cls(
+            bias=_row("bias", bias, n_quantities),
+            drift=_row("drift", drift, n_quantities),
+            drift_rate=period * time_step / _row("drift_time", drift_time, n_quantities, positive=True),
+            noise=_row("noise", noise, n_quantities),
+            period=jnp.int32(period),
+            latency=latency,
+        )
 
     def init(self, entities: Entities) -> Track:
         """Of nobody: who is there gets an instrument in the first step."""
@@ -167,6 +161,15 @@ class Sensor(eqx.Module):
         value = jnp.where(there[:, None], ring[(track.clock + 1) % length], 0.0)
         since = jnp.where(there, self.latency + (age - self.latency) % self.period, -1)
         return Track(bias, drift, ring, track.clock + 1, age, entities.uid), Reading(value, since)
+
+
+def _row(name: str, value: Amount, n: int, positive: bool = False) -> Float[Array, " n"]:
+    """One number for each quantity."""
+    row = np.asarray(value, float)
+    if row.shape not in ((), (n,)) or not np.all(np.isfinite(row) & (row > 0 if positive else row >= 0)):
+        bound = "greater than" if positive else "at least"
+        raise ConfigError(f"Sensor: {name} = {row.tolist()}: expected one number or {n}, {bound} 0")
+    return jnp.asarray(np.broadcast_to(row, n), jnp.float32)
 
 
 def _period(time_step: float, rate: float) -> int:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from swarm.comms import LinkAges, NearestRadio, Reception, SumRadio
+from swarm.comms import NearestRadio, SumRadio
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.links import Bursts, Jitter, Loss, PathLoss, link_draw, mixed
 from swarm.neighbors import AllPairs
 from swarm.obstacles import Balls
+from swarm.reception import LinkAges, Reception
 from swarm.search import SearchTable, neighbor_search
 from swarm.space import Open
 
