@@ -201,13 +201,14 @@ def test_the_age_of_information_over_independent_losses_is_geometric():
 
 @pytest.mark.parametrize("jitter", [JITTER, Jitter.geometric(0.4, 3)], ids=["table", "geometric"])
 def test_delays_have_their_distribution(jitter):
-    n = 150
-    draws = link_draw(
-        mixed(jnp.arange(n, dtype=jnp.uint32))[:, None], mixed(jnp.arange(n, dtype=jnp.uint32))[None], jnp.uint32(5)
-    )
+    own = mixed(jnp.arange(150, dtype=jnp.uint32))
+    draws, lost = (link_draw(own[:, None], own[None], jnp.uint32(bits)) for bits in (5, 9))
     counts = np.bincount(np.asarray(jitter.steps(draws)).ravel(), minlength=jitter.cumulative.shape[0])
     probabilities = np.diff(np.asarray(jitter.cumulative, float), prepend=0)
     assert stats.chisquare(counts, counts.sum() * probabilities / probabilities.sum()).pvalue > 1e-3
+    # What is late is lost no more often: both draws of a link are independent.
+    table = np.histogram2d(np.ravel(draws), np.ravel(lost), bins=8, range=[[0, 1], [0, 1]])[0]
+    assert stats.chisquare(table.ravel()).pvalue > 1e-3
     if jitter is not JITTER:
         np.testing.assert_allclose(probabilities, [0.6, 0.24, 0.096, 0.064], atol=1e-6)
 

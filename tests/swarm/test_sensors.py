@@ -11,7 +11,11 @@ from swarm.dynamics.quaternion import components, joined
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.links import Loss
+from swarm.neighbors import AllPairs
+from swarm.obstacles import Balls, Boxes, Union
+from swarm.sensing import camera_rays, into_world, scan_rays, visible
 from swarm.sensors import Ranging, Sensor, gps, imu, inertial
+from swarm.space import Open
 
 pytestmark = pytest.mark.optimised
 
@@ -181,6 +185,35 @@ def test_readings_depend_on_neither_capacity_nor_batch_nor_slot_and_the_dead_are
     # The newborn has errors of its own, and who stays keeps them.
     drawn = np.asarray(alone[0].value - truth)
     assert abs(drawn[11, 2, :2] - drawn[9, 2, :2]).max() > 0.2
+
+
+def test_what_is_seen_depends_on_neither_capacity_nor_batch():
+    rng = np.random.default_rng(1)
+    solid = Union(
+        (
+            Balls(jnp.asarray(rng.uniform(0, 6, (4, 3)), jnp.float32), jnp.full(4, 0.7)),
+            Boxes(jnp.asarray([[3.0, 3.0, -1.0]]), jnp.asarray([[4.0, 4.0, 1.2]])),
+        )
+    )
+    rays = camera_rays(3, 4, 1.5)
+
+    def run(place, attitude, alive):
+        found = AllPairs(Open(jnp.zeros(3), jnp.ones(3)), jnp.float32(5.0)).find(place, alive).nearest(3)
+        ways = into_world(rays, attitude)
+        mask = visible(found, place, ways[:, 5], 1.2, jnp.float32(4.0), solid)
+        return scan_rays(solid, place, ways, alive, jnp.float32(6.0)), mask
+
+    place, attitude = np.full((2 * N, 3), np.nan, np.float32), np.full((2 * N, 4), np.nan, np.float32)
+    place[:N] = rng.uniform(0, 6, (N, 3))
+    attitude[:N] = rng.normal(size=(N, 4))
+    attitude[:N] /= np.linalg.norm(attitude[:N], axis=1, keepdims=True)
+    alive = np.arange(2 * N) < N
+    ranges, mask = alone = jax.jit(run)(place[:N], attitude[:N], alive[:N])
+    assert 0 < mask.sum() < mask.size
+    assert (ranges < 1).any()
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:N]), alone, jax.jit(run)(place, attitude, alive))
+    batch = (np.stack([x[:N][::-1], x[:N]]) for x in (place, attitude, alive))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[1]), alone, jax.jit(jax.vmap(run))(*batch))
 
 
 @pytest.mark.parametrize(
