@@ -318,7 +318,8 @@ class NearestRadio(AbstractRadio):
     """Receivers get the messages of the `k` nearest entities one by one (`Letters`).
 
     Attributes:
-        k: most messages that are sent to a receiver in a step, and most that it takes in a step.
+        k: how many of the nearest are heard, whether they send in this step or not; and most messages that a receiver
+            takes in a step.
     """
 
     loss: AbstractLoss
