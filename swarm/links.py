@@ -97,7 +97,7 @@ class PathLoss(AbstractLoss):
         Raises:
             ConfigError: a number is out of range.
         """
-        if not (min(reach, exponent, fading) > 0 and wall >= 0):
+        if not (all(0 < x < math.inf for x in (reach, exponent, fading)) and 0 <= wall < math.inf):
             raise ConfigError(
                 f"PathLoss: reach = {reach:g}, exponent = {exponent:g}, fading = {fading:g}, wall = {wall:g}: expected "
                 "a reach above 0 m, an exponent and a fading above 0, and a wall of at least 0 dB"

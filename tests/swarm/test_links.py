@@ -248,6 +248,7 @@ def test_obstacles_and_decibels():
         (lambda: Loss.of(wall=1.5), "wall = 1.5"),
         (lambda: PathLoss.of(0.0), "reach = 0"),
         (lambda: PathLoss.of(1.0, wall=-1.0), "wall = -1"),
+        (lambda: PathLoss.of(1.0, fading=np.nan), "fading = nan"),
         (lambda: Jitter.of([0.5, 0.4]), "sum is 1"),
         (lambda: Jitter.of([1.5, -0.5]), "numbers from 0 to 1"),
         (lambda: Jitter.geometric(1.0, 3), "later = 1"),
