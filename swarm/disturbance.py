@@ -133,7 +133,7 @@ class Dryden(eqx.Module):
         passed = dt * airspeed[:, None] / lengths
         draw = jax.vmap(lambda k: jax.random.normal(k, (5,)))(entities.keys(key))
         old, new = eddies.filters, (eddies.uid != entities.uid)
-        along = _one_stage(old[:, 0], draw[:, 0], passed[:, 0])
+        along = gauss_markov(old[:, 0], draw[:, 0], passed[:, 0])
         across = _two_stages(old[:, 1], old[:, 2], draw[:, 1], draw[:, 2], passed[:, 1])
         up = _two_stages(old[:, 3], old[:, 4], draw[:, 3], draw[:, 4], passed[:, 2])
         first = [draw[:, 0], *_stationary(draw[:, 1], draw[:, 2]), *_stationary(draw[:, 3], draw[:, 4])]
@@ -148,14 +148,14 @@ class Dryden(eqx.Module):
         return Eddies(jnp.stack(filters, axis=1), entities.uid), jnp.stack(turbulence, axis=1)
 
 
+def gauss_markov(state: Array, draw: Array, r: Array) -> Array:
+    """A first-order Gauss-Markov process of variance 1 after `r` time constants, from a standard normal draw; exact."""
+    return rounded(jnp.exp(-r) * state) + rounded(jnp.sqrt(-jnp.expm1(-2.0 * r)) * draw)
+
+
 def _stationary(one: Array, two: Array) -> tuple[Array, Array]:
     """Both stages from two standard normal numbers: variances 1 and 1/2, covariance 1/2."""
     return one, rounded(0.5 * one) + rounded(0.5 * two)
-
-
-def _one_stage(state: Array, draw: Array, r: Array) -> Array:
-    """A lag under white noise, of variance 1, after r time constants."""
-    return rounded(jnp.exp(-r) * state) + rounded(jnp.sqrt(-jnp.expm1(-2.0 * r)) * draw)
 
 
 def _two_stages(a: Array, b: Array, one: Array, two: Array, r: Array) -> tuple[Array, Array]:

@@ -1,6 +1,10 @@
-"""What entities sense: their nearest neighbours, sectors around them, rays to obstacles, and maps of the population."""
+"""What there is to sense: nearest neighbours and who is in sight, sectors, rays to obstacles, maps of the population.
+
+All is exact; errors, rates and delays of instruments are in `swarm.sensors`.
+"""
 
 import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -8,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from swarm.dynamics.quaternion import components, joined, turn
 from swarm.errors import ConfigError
 from swarm.neighbors import Nearest, Neighbors
-from swarm.obstacles import AbstractObstacles
+from swarm.obstacles import AbstractObstacles, blocked
 from swarm.space import rounded
+from swarm.vectors import dot
 
 
 def neighbor_rows(
@@ -149,19 +155,122 @@ def scan_obstacles(
     Returns:
         1 where nothing is within the radius, and for the dead; 0 inside an obstacle.
     """
-    # The NaN of the dead would reach the gradients of the obstacles.
-    position = jnp.where(alive[:, None], position, 0.0)
     angle = (
         jnp.where(alive, heading, 0.0)[:, None] + np.asarray(2 * np.pi * np.arange(n_rays) / n_rays, np.float32)[None]
     )
-    way = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    ways = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    return scan_rays(obstacles, position, ways, alive, radius, n_iterations)
+
+
+def scan_rays(
+    obstacles: AbstractObstacles,
+    position: Float[Array, "n d"],
+    ways: Float[Array, "n r d"],
+    alive: Bool[Array, " n"],
+    radius: Float[Array, ""],
+    n_iterations: int = 16,
+) -> Float[Array, "n r"]:
+    """Range along any rays, in the plane or in space, as a share of the radius: a lidar, a depth camera.
+
+    Args:
+        obstacles: what is solid.
+        position: metres.
+        ways: unit vectors in axes of the world (`into_world` turns those of `lidar_rays` and `camera_rays`).
+        alive: who looks.
+        radius: as far as is looked; metres.
+        n_iterations: steps of the tracing, as for `scan_obstacles`.
+
+    Returns:
+        1 where nothing is within the radius, and for the dead; 0 inside an obstacle.
+    """
+    # The NaN of the dead would reach the gradients of the obstacles.
+    position = jnp.where(alive[:, None], position, 0.0)
+    ways = jnp.where(alive[:, None, None], ways, 0.0)
 
     def advance(gone: Float[Array, "n r"], _: None) -> tuple[Float[Array, "n r"], None]:
-        free = obstacles.distance(position[:, None] + gone[:, :, None] * way)
+        free = obstacles.distance(position[:, None] + rounded(gone[:, :, None] * ways))
         return jnp.minimum(gone + jnp.maximum(free, 0.0), radius), None
 
-    gone, _ = jax.lax.scan(advance, jnp.zeros(angle.shape), None, length=n_iterations)
+    gone, _ = jax.lax.scan(advance, jnp.zeros(ways.shape[:2]), None, length=n_iterations)
     return jnp.where(alive[:, None], gone / radius, 1.0)
+
+
+def lidar_rays(n_azimuth: int, elevations: Sequence[float]) -> Float[Array, "r 3"]:
+    """Rays of a spinning lidar in axes of the body (forward, left, up).
+
+    Args:
+        n_azimuth: rays in a turn, counter-clockwise, the first one ahead.
+        elevations: of its layers, radians above the horizon.
+
+    Returns:
+        Unit vectors, the n_azimuth of the first layer first.
+    """
+    azimuth = 2 * np.pi * np.arange(n_azimuth) / n_azimuth
+    up = np.repeat(np.asarray(elevations, float), n_azimuth)
+    azimuth = np.tile(azimuth, len(elevations))
+    ways = np.stack([np.cos(up) * np.cos(azimuth), np.cos(up) * np.sin(azimuth), np.sin(up)], axis=1)
+    return jnp.asarray(ways, jnp.float32)
+
+
+def camera_rays(n_rows: int, n_columns: int, width_angle: float) -> Float[Array, "r 3"]:
+    """Rays through the pixels of a pinhole camera that looks forward, in axes of the body (forward, left, up).
+
+    Args:
+        n_rows: pixels from top to bottom.
+        n_columns: pixels from left to right.
+        width_angle: between the left and the right edge of the picture, radians below pi; pixels are square.
+
+    Returns:
+        Unit vectors, the top row first, in it the leftmost first. A range times the first component is the depth.
+
+    Raises:
+        ConfigError: there is no pixel, or the angle is out of range.
+    """
+    if n_rows < 1 or n_columns < 1 or not 0 < width_angle < math.pi:
+        raise ConfigError(
+            f"camera_rays: {n_rows} rows, {n_columns} columns, width_angle = {width_angle:g}: expected at least 1 of "
+            "each, and radians between 0 and pi"
+        )
+    pixel = 2 * math.tan(width_angle / 2) / n_columns
+    left = pixel * ((n_columns - 1) / 2 - np.arange(n_columns))
+    up = pixel * ((n_rows - 1) / 2 - np.arange(n_rows))
+    ways = np.stack([np.ones((n_rows, n_columns)), *np.meshgrid(left, up)], axis=-1).reshape(-1, 3)
+    return jnp.asarray(ways / np.linalg.norm(ways, axis=1, keepdims=True), jnp.float32)
+
+
+def into_world(rays: Float[Array, "r 3"], attitude: Float[Array, "n 4"]) -> Float[Array, "n r 3"]:
+    """Rays of the body in axes of the world; attitudes as `AbstractFlight.attitude` has them."""
+    body = tuple(part[:, None] for part in components(attitude))
+    return joined(turn(body, tuple(part[None] for part in components(rays))))
+
+
+def visible(
+    nearest: Nearest,
+    position: Float[Array, "n d"],
+    forward: Float[Array, "n d"],
+    half_angle: float | Float[Array, ""],
+    radius: Float[Array, ""],
+    obstacles: AbstractObstacles | None = None,
+    n_samples: int = 32,
+) -> Bool[Array, "n k"]:
+    """Which of the k nearest are within a cone, a range, and in sight.
+
+    Args:
+        nearest: what a search found.
+        position: of all slots, metres.
+        forward: unit vector along the axis of each one's cone, in axes of the world.
+        half_angle: between the axis and the edge of the cone, radians from 0 to pi; pi: all around.
+        radius: metres.
+        obstacles: what hides (`swarm.obstacles.blocked`); neighbours hide nobody.
+        n_samples: of each line of sight.
+    """
+    axis = jnp.broadcast_to(forward[:, None], nearest.displacement.shape)
+    ahead = dot(nearest.displacement, axis) >= nearest.distance * jnp.cos(half_angle)
+    seen = nearest.valid & (ahead | (nearest.distance == 0)) & (nearest.distance < radius)
+    if obstacles is None:
+        return seen
+    start = jnp.where(seen[:, :, None], position[:, None], 0.0)
+    return seen & ~blocked(obstacles, start, nearest.displacement, n_samples)
 
 
 class Raster(eqx.Module):

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from swarm.comms import Loss, NearestRadio, SumRadio, _draw, _mixed
+from swarm.comms import Loss, NearestRadio, SumRadio
 from swarm.entities import Entities
 from swarm.errors import ConfigError
+from swarm.links import link_draw, mixed
 from swarm.neighbors import AllPairs, Among
 from swarm.search import SearchTable, neighbor_search
 from swarm.space import Open, Periodic
@@ -164,7 +165,7 @@ def test_without_delay_messages_arrive_at_once_and_among_those_of_a_label_only()
     found = AllPairs(BOX, jnp.float32(1.0)).find(entities.position, entities.alive)
     team = Among(jnp.asarray([0, 0, 1]), same=True)
     radio, message = SumRadio(SURE, 0), jnp.asarray([[1.0], [2.0], [4.0]])
-    _, inbox = radio.step(radio.init(3, 1), found, entities, message, jax.random.key(0), team)
+    _, inbox = eqx.filter_jit(radio.step)(radio.init(3, 1), found, entities, message, jax.random.key(0), team)
     np.testing.assert_array_equal(inbox.total[:, 0], [2, 1, 0])
 
 
@@ -173,9 +174,10 @@ def test_links_fail_as_often_as_they_should(p):
     n = 200
     entities = entities_of(jnp.ones(n, bool), jnp.arange(n), jnp.zeros((n, 2)))
     found = AllPairs(Open(jnp.zeros(2), jnp.ones(2)), jnp.float32(1.0)).find(entities.position, entities.alive)
-    count = SumRadio(Loss.of(p), 0).send(found, entities, jnp.zeros((n, 0)), jax.random.key(0)).count
+    radio = SumRadio(Loss.of(p), 0)
+    _, inbox = eqx.filter_jit(radio.step)(radio.init(n, 0), found, entities, jnp.zeros((n, 0)), jax.random.key(0))
     low, high = stats.binom.interval(1 - 1e-6, n * (n - 1), 1 - p)
-    assert low <= float(jnp.sum(count)) <= high
+    assert low <= float(jnp.sum(inbox.count)) <= high
 
 
 def test_loss_grows_with_the_square_of_the_distance_up_to_one():
@@ -205,8 +207,8 @@ def draws():
     @jax.jit
     def of_step(t):
         bits = jax.random.bits(jax.random.fold_in(jax.random.key(0), t), (2,))
-        own = _mixed(jnp.arange(250, dtype=jnp.uint32) ^ bits[0])
-        return _draw(own[:, None], own[None, :], bits[1])
+        own = mixed(jnp.arange(250, dtype=jnp.uint32) ^ bits[0])
+        return link_draw(own[:, None], own[None, :], bits[1])
 
     return np.stack([of_step(t) for t in range(8)])
 

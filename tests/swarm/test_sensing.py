@@ -8,11 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm.dynamics.quaternion import components, from_angles, joined
 from swarm.errors import ConfigError
 from swarm.neighbors import AllPairs
-from swarm.obstacles import Balls, Boxes
+from swarm.obstacles import Balls, Boxes, Capsules, Union, blocked
 from swarm.search import SearchTable, neighbor_search
-from swarm.sensing import Raster, neighbor_rows, scan_obstacles, scan_sectors
+from swarm.sensing import (
+    Raster,
+    camera_rays,
+    into_world,
+    lidar_rays,
+    neighbor_rows,
+    scan_obstacles,
+    scan_rays,
+    scan_sectors,
+    visible,
+)
 from swarm.space import Open, Periodic
 
 fixed = settings(deadline=None, derandomize=True, max_examples=25)
@@ -199,6 +210,84 @@ def test_ranges_have_the_slope_of_the_surface_that_they_meet():
     value, slope = jax.jit(jax.value_and_grad(ahead, argnums=(0, 1)))(jnp.float32(5.0), jnp.float32(1.0))
     np.testing.assert_allclose(value, 5 * 8.0 + 4.0, rtol=1e-6)
     np.testing.assert_allclose(slope, [1.0, -1.0], rtol=1e-6)
+
+
+CAVE = Union(
+    (Balls(jnp.asarray([[4.0, 0.0, 0.0]]), jnp.ones(1)), Boxes(jnp.asarray([[0.0, 0, -6]]), jnp.full((1, 3), 4.0)))
+)
+
+
+@jax.jit
+def scan_cave(rays, attitude):
+    ways = into_world(rays, attitude)
+    return 10.0 * scan_rays(CAVE, jnp.zeros((2, 3)), ways, jnp.asarray([True, False]), jnp.float32(10.0), 48)
+
+
+def test_a_lidar_and_a_depth_camera_see_a_ball_and_the_ground():
+    # A ball 3 m ahead, the ground 2 m below as far as 4 m aside; the second looks at nothing, being dead.
+    level = jnp.asarray([[0.0, 0, 0, 1], [np.nan] * 4])
+    tilt = np.pi / 4
+    found = scan_cave(lidar_rays(4, [0.0, -tilt]), level)
+    np.testing.assert_allclose(found[0], [3.0, 10, 10, 10, 2 / np.sin(tilt), *[2 / np.sin(tilt)] * 3], atol=1e-2)
+    np.testing.assert_array_equal(found[1], 10.0)
+    # Turned to the left by a right angle, the ball is on the right; pitched down, the ground is ahead.
+    turned = joined(from_angles(components(jnp.asarray([[0.0, 0.0, np.pi / 2], [0.0, 0.0, 0.0]]))))
+    np.testing.assert_allclose(scan_cave(lidar_rays(4, [0.0, -tilt]), turned)[0, :4], [10, 10, 10, 3], atol=1e-2)
+    down = joined(from_angles(components(jnp.asarray([[0.0, np.pi / 2, 0.0], [0.0, 0.0, 0.0]]))))
+    rays = camera_rays(3, 5, np.pi / 2)
+    depth = scan_cave(rays, down)[0] * rays[:, 0]
+    np.testing.assert_allclose(depth, 2.0, atol=1e-2)
+    # Square pixels: the edges of the outer ones are 45 degrees aside; the top left one looks up and left.
+    np.testing.assert_allclose(rays[0] / rays[0, 0], [1.0, 0.8, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(rays, axis=1), 1.0, rtol=1e-6)
+    with pytest.raises(ConfigError, match="width_angle = 4"):
+        camera_rays(3, 5, 4.0)
+
+
+def chord(start, way, centre, radius):
+    """Length of a segment's part within a ball, and its length."""
+    size = np.linalg.norm(way)
+    along = (centre - start) @ way / size
+    half = np.sqrt(max(radius**2 - np.sum((start + along * way / size - centre) ** 2), 0.0))
+    return min(along + half, size) - max(along - half, 0.0), size
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_line_is_blocked_where_a_ball_is_in_its_way(d):
+    rng = np.random.default_rng(d)
+    start, way = rng.normal(size=(2, 400, d)).astype(np.float32) * 2
+    centre, radius = rng.normal(size=(3, d)), np.asarray([0.3, 0.7, 1.2])
+    balls = Balls(jnp.asarray(centre, jnp.float32), jnp.asarray(radius, jnp.float32))
+    found = np.asarray(jax.jit(lambda s, w: blocked(balls, s, w, 16))(start, way))
+    inside = [[chord(s, w, c, r) for c, r in zip(centre, radius, strict=True)] for s, w in zip(start, way, strict=True)]
+    share = np.asarray([max(part / size for part, size in row) for row in inside])
+    assert found[share > 1 / 16].all()
+    assert not found[share <= 0].any()
+    assert (share > 1 / 16).sum() > 25 < (share <= 0).sum()
+    # No length: whether the place is within.
+    assert blocked(balls, balls.centre, jnp.zeros((3, d))).all()
+
+
+def test_who_is_seen_is_in_the_cone_near_and_in_sight():
+    place = jnp.asarray([[0.0, 0, 0], [3, 0, 0], [2, 1.9, 0], [2, 0, 2.1], [-1, 0, 0], [5, 0, 0], [np.nan] * 3])
+    alive = jnp.arange(7) < 6
+    forward = jnp.tile(jnp.asarray([[1.0, 0.0, 0.0]]), (7, 1))
+    pole = Capsules(jnp.asarray([[1.5, 0.0, -9]]), jnp.asarray([[1.5, 0.0, 9.0]]), jnp.asarray([0.1]))
+
+    @jax.jit
+    def look(obstacles, half_angle, radius):
+        found = AllPairs(Open(jnp.zeros(3), jnp.ones(3)), jnp.float32(9.0)).find(place, alive).nearest(6)
+        return found.index, visible(found, place, forward, half_angle, radius, obstacles)
+
+    def seen(obstacles, half_angle=np.pi / 4, radius=4.0):
+        index, mask = look(obstacles, jnp.float32(half_angle), jnp.float32(radius))
+        assert not mask[6].any()
+        return {int(i) for i in index[0][mask[0]]}
+
+    assert seen(None) == {1, 2}
+    assert seen(None, np.pi) == {1, 2, 3, 4}
+    assert seen(None, np.pi / 4, 9.0) == {1, 2, 5}
+    assert seen(pole) == {2}
 
 
 @jax.jit
