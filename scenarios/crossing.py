@@ -170,7 +170,7 @@ class Crossing(AbstractRules):
         before, fields = world.entities, world.fields
         found = self.search.find(before.position, before.alive)
         time = world.step * self.flying.time_step
-        entities, craft = self.flying.fly(before, fields.craft, self.flying.velocity(action), found, time, key)
+        entities, craft, _ = self.flying.fly(before, fields.craft, self.flying.velocity(action), found, time, key)
         near, gap, status = self._look(entities)
         clearance, _ = self.surfaces(entities, fields.pillars)
         room = jnp.minimum(gap, jnp.min(clearance, axis=1))

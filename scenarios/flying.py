@@ -81,8 +81,8 @@ class Flying(eqx.Module):
         found: Neighbors,
         time: Float[Array, ""],
         key: Key[Array, ""],
-    ) -> tuple[Entities, Craft]:
-        """Advance by a step.
+    ) -> tuple[Entities, Craft, Air]:
+        """Advance by a step; returns the air that pushed, too.
 
         Args:
             entities: the population.
@@ -102,4 +102,4 @@ class Flying(eqx.Module):
         command = jnp.where(alive, jnp.concatenate([velocity, jnp.zeros_like(velocity[:, :1])], axis=1), 0.0)
         motion = Motion.of(entities, craft.inner)
         motion = self.dynamics.fly(motion, command, entities.kind, self.time_step, air)
-        return motion.into(entities), Craft(motion.inner, eddies)
+        return motion.into(entities), Craft(motion.inner, eddies), air

@@ -38,9 +38,10 @@ class Reception(eqx.Module):
 
     def step(self, mail: Mail, inbox: Total | Letters, entities: Entities) -> "Reception":
         """Count what a step of the radio returned."""
-        known = (self.uid == entities.uid) & (self.age >= 0)
+        uid = jnp.where(entities.alive, entities.uid, -1)
+        known = entities.alive & (self.uid == uid) & (self.age >= 0)
         age = least_age(jnp.where(known, self.age + 1, -1), inbox.newest)
-        return Reception(self.offered + mail.offered, self.delivered + inbox.count, age, entities.uid)
+        return Reception(self.offered + mail.offered, self.delivered + inbox.count, age, uid)
 
     @property
     def delivery_rate(self) -> Float[Array, "*t"]:
@@ -70,9 +71,10 @@ class LinkAges(eqx.Module):
     def step(self, nearest: Nearest, entities: Entities, letters: Letters) -> "LinkAges":
         """Follow who is near now, and read the ages of what arrived."""
         sender = jnp.where(nearest.valid, nearest.gather(entities.uid), -1)
-        known = (self.age >= 0) & (self.uid == entities.uid)[:, None]
+        uid = jnp.where(entities.alive, entities.uid, -1)
+        known = (self.age >= 0) & (entities.alive & (self.uid == uid))[:, None]
         old = _age_of(sender, self.sender, jnp.where(known, self.age + 1, -1))
-        return LinkAges(sender, least_age(old, _age_of(sender, letters.sender, letters.age)), entities.uid)
+        return LinkAges(sender, least_age(old, _age_of(sender, letters.sender, letters.age)), uid)
 
 
 def _age_of(wanted: Int[Array, "n k"], sender: Int[Array, "n l"], age: Int[Array, "n l"]) -> Int[Array, "n k"]:

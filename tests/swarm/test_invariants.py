@@ -91,6 +91,16 @@ CROSSING = {
     "population.drone.capacity": 10,
     "population.drone.initial": 8,
 }
+PATROL = {
+    "world.size": [6.0, 6.0],
+    "world.cells": [8, 8],
+    "world.steps": 1000,
+    "population.drone.capacity": 6,
+    "population.drone.initial": 5,
+    "energy.endurance": 9.0,
+    "energy.pad": 1.5,
+    "radio.range": 3.0,
+}
 CASES = {
     "outpost, 1 team": ("outpost", OUTPOST | {"world.teams": 1}),
     "outpost, 2 teams": ("outpost", OUTPOST | {"world.teams": 2}),
@@ -103,6 +113,7 @@ CASES = {
     "spread": ("spread", SPREAD),
     "pursuit": ("pursuit", PURSUIT),
     "crossing": ("crossing", CROSSING),
+    "patrol": ("patrol", PATROL),
 }
 BROAD = ["outpost, 2 teams", "flocking, cell grid", "battle", "pursuit"]
 
@@ -283,7 +294,7 @@ def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
     np.testing.assert_allclose(small[1].reward, roomy[1].reward[:, :n], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*BROAD, "flocking, 3D", "vicsek, 3D", "crossing"])
+@pytest.mark.parametrize("name", [*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "patrol"])
 def test_a_world_alone_is_the_world_in_a_batch(name):
     simulator = built(name).simulator
     worlds, timesteps = reset_batch(simulator, RESET_KEYS)

@@ -1,0 +1,440 @@
+"""Patrol: drones look at all of a field, share by radio what they have seen, and come back to their base to charge."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from scenarios.flying import Craft, Flying
+from scenarios.patrol_config import PatrolConfig
+from swarm.comms import Mail, SumRadio
+from swarm.dynamics import load_airframe
+from swarm.energy import Battery, Pads, PowerTable, RotorPower
+from swarm.entities import Entities, Spawn, spawn
+from swarm.links import Loss
+from swarm.neighbors import AbstractNeighborSearch, Nearest, Neighbors
+from swarm.reception import Reception
+from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
+from swarm.search import neighbor_search
+from swarm.space import Open, rounded
+from swarm.vectors import clipped, norm
+
+N_FEATURES = 5
+N_BLOCKS = 4
+
+
+class Fields(eqx.Module):
+    """What a world of patrol holds besides its drones.
+
+    Attributes:
+        craft: what they carry.
+        base: middle of the pad, metres.
+        known: which cells each drone knows to be seen.
+        told: which the base knows.
+        seen: which somebody has seen.
+        linked: who heard the base in the last step.
+        near: the nearest others in radio range.
+        mail: messages under way.
+        reception: statistics of the radio.
+        spent: joules that all have drawn so far, or lost with their batteries.
+    """
+
+    craft: Craft
+    base: Float[Array, " 3"]
+    known: Bool[Array, "n h w"]
+    told: Bool[Array, "h w"]
+    seen: Bool[Array, "h w"]
+    linked: Bool[Array, " n"]
+    near: Nearest
+    mail: Mail
+    reception: Reception
+    spent: Float[Array, ""]
+
+
+class Patrol(AbstractRules):
+    """Drones cover a field.
+
+    Who: `drone`; one team. They start above the pad of their base, which stands anywhere in the field. None is born.
+    Actions: two commands in [-1, 1]: velocity east and north, as shares of the highest speed, together at most 1. The
+        drone's own controller follows it and holds the altitude.
+    World: a field of cells. A drone sees the cells within its `footprint`. Wind and turbulence push. Flight draws on
+        the battery; above the pad it is charged.
+    Radio: in each step a drone tells all that it knows to be seen to those within `range`, and to the base, which
+        answers likewise; links fail, the farther the more often.
+    Crash: whose battery is empty, who touches another drone, or leaves the field. Who crashes is lost, with all that it
+        has not told.
+    Observation, for each drone: own velocity, place, battery, way to the base, whether it heard the base, time left,
+        way to the nearest cell that it does not know; what it knows around itself, and in each of 4 x 4 blocks; of the
+        nearest others in range: way, relative velocity, whether there is one. No maps.
+    Reward: `seen` times the share of the field that a drone sees before anybody, `told` times the share that the base
+        comes to know, in equal parts to all; minus `energy` per full battery drawn; minus `crash`.
+    End: terminated when the base knows all, or no drone is left; truncated after `steps`. Success is the share of the
+        field that the base knows.
+    """
+
+    Config = PatrolConfig
+    kinds = ("drone",)
+    actions: ClassVar[dict[str, tuple[str, ...]]] = {"drone": ("east", "north")}
+    success = "told"
+    headline = "area_per_energy"
+    stores = ("energy",)
+
+    capacity: int = eqx.field(static=True)
+    initial: int = eqx.field(static=True)
+    cells: tuple[int, int] = eqx.field(static=True)
+    n_seen: int = eqx.field(static=True)
+    window: int = eqx.field(static=True)
+    search: AbstractNeighborSearch
+    flying: Flying
+    radio: SumRadio
+    power: RotorPower
+    battery: Battery
+    hover: Float[Array, ""]
+    charge: Float[Array, ""]
+    pad: Float[Array, ""]
+    size: Float[Array, " 2"]
+    altitude: Float[Array, ""]
+    radius: Float[Array, ""]
+    footprint: Float[Array, ""]
+    spacing: Float[Array, ""]
+    steps: Float[Array, ""]
+    reward: dict[str, Float[Array, ""]]
+    frontier: dict[str, Float[Array, ""]]
+
+    @classmethod
+    def from_config(cls, config: PatrolConfig) -> "Patrol":
+        """Build the rules from the validated scenario file."""
+        world, drone, energy = config.world, config.population.drone, config.energy
+        rest = {name: getattr(energy, name) for name in ("solidity", "body_drag", "efficiency", "avionics")}
+        power = RotorPower.of([PowerTable.of_airframe(load_airframe(drone.airframe), rest)])
+        hover = power.of_flight(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1))[0]
+        volume = Open(jnp.zeros(3), jnp.asarray([*world.size, 2 * world.altitude], jnp.float32))
+        return cls(
+            capacity=drone.capacity,
+            initial=drone.initial,
+            cells=world.cells[::-1],
+            n_seen=config.observation.others,
+            window=config.observation.window,
+            search=neighbor_search(volume, config.radio.range, drone.capacity, config.search),
+            flying=Flying.of(drone, config.control, config.air, world.time_step),
+            radio=SumRadio(Loss.of(ratio=config.radio.loss, reference=config.radio.range), delay=0),
+            power=power,
+            battery=Battery.of([energy.endurance * float(hover)]),
+            hover=hover,
+            charge=jnp.float32(energy.charge),
+            pad=jnp.float32(energy.pad),
+            size=jnp.asarray(world.size, jnp.float32),
+            altitude=jnp.float32(world.altitude),
+            radius=jnp.float32(drone.radius),
+            footprint=jnp.float32(drone.footprint),
+            spacing=jnp.float32(config.observation.spacing),
+            steps=jnp.float32(world.steps),
+            reward={k: jnp.float32(v) for k, v in config.reward},
+            frontier={k: jnp.float32(v) for k, v in config.frontier},
+        )
+
+    @property
+    def n_slots(self) -> int:
+        """One for each drone."""
+        return self.capacity
+
+    @property
+    def n_teams(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def n_controls(self) -> int:
+        """A level velocity."""
+        return 2
+
+    @property
+    def centre(self) -> tuple[float, ...]:
+        """Middle of the field, at the altitude of flight."""
+        return (*(0.5 * self.size).tolist(), float(self.altitude))
+
+    @property
+    def n_cells(self) -> int:
+        """Of the field."""
+        return self.cells[0] * self.cells[1]
+
+    @property
+    def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Others in range."""
+        return {"others": rows_of(12 + self.window**2 + N_BLOCKS**2, self.n_seen, N_FEATURES)}
+
+    @property
+    def middles(self) -> Float[Array, "h w 2"]:
+        """Of the cells; metres."""
+        h, w = self.cells
+        row, column = jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij")
+        share = (jnp.stack([column, row], axis=-1) + 0.5) / jnp.asarray([w, h])[None, None]
+        return share * self.size[None, None]
+
+    @property
+    def berths(self) -> Float[Array, "n 2"]:
+        """A place above the pad for each slot, from its middle: evenly spread over the disc (Vogel 1979); metres."""
+        number = np.arange(self.n_slots)
+        distance, angle = np.minimum(np.sqrt((number + 0.5) / self.initial), 1.0), 2.399963 * number
+        unit = 0.8 * distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return rounded(self.pad * jnp.asarray(unit, jnp.float32))
+
+    # How an episode starts
+
+    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
+        """Put the base somewhere, and the drones on a spiral above its pad."""
+        n, h, w = self.initial, *self.cells
+        inner = self.size - 2.0 * self.pad
+        middle = self.pad + rounded(jax.random.uniform(key, (2,)) * inner)
+        base = jnp.concatenate([middle, self.altitude[None]])
+        way = jnp.concatenate([self.berths[:n], jnp.zeros((n, 1))], axis=1)
+        none = jnp.zeros(n, jnp.int32)
+        full = jnp.broadcast_to(self.battery.capacity[:1, None], (n, 1))
+        births = Spawn(jnp.ones(n, bool), none, none, base[None] + way, jnp.zeros(n), full)
+        entities, _ = spawn(Entities.empty(self.n_slots, 3, 1), births)
+        found = self.search.find(entities.position, entities.alive)
+        fields = Fields(
+            craft=self.flying.launch(entities),
+            base=base,
+            known=jnp.zeros((self.n_slots, h, w), bool),
+            told=jnp.zeros((h, w), bool),
+            seen=jnp.zeros((h, w), bool),
+            linked=entities.alive,
+            near=found.nearest(self.n_seen),
+            mail=self.radio.init(self.n_slots, h * w),
+            reception=Reception.init(self.n_slots),
+            spent=jnp.zeros(()),
+        )
+        return entities, fields, found.status
+
+    # How a step goes
+
+    def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
+        """Fly, look, tell."""
+        before, fields = world.entities, world.fields
+        air_key, link_key, base_key = jax.random.split(key, 3)
+        found = self.search.find(before.position, before.alive)
+        entities, craft, air = self._fly(before, fields, action, found, world.step, air_key)
+        energy, drawn = self._charged(entities, fields.base, air.wind)
+        entities = eqx.tree_at(lambda e: e.stores, entities, energy[:, None])
+        found = self.search.find(entities.position, entities.alive)
+        near = found.nearest(self.n_seen)
+        crashed = entities.alive & (self.battery.flat(energy) | self._touches(entities, near))
+        eyes = self._footprints(entities) & (entities.alive & ~crashed)[:, None, None]
+        first = eyes & ~fields.seen[None]
+        known = fields.known | eyes
+        mail, heard = self._broadcast(fields.mail, found, entities, known, link_key)
+        known = known | (heard.total.reshape(known.shape) > 0)
+        linked = self._linked(entities, fields.base, base_key) & ~crashed
+        told = fields.told | jnp.any(known & linked[:, None, None], axis=0)
+        known = known | (told[None] & linked[:, None, None])
+        reward = self._reward(before, first, told & ~fields.told, drawn)
+        reward = reward - jnp.where(crashed, self.reward["crash"], 0.0)
+        spent = drawn + jnp.where(crashed, energy, 0.0)
+        new = Fields(
+            craft=craft,
+            base=fields.base,
+            known=known & entities.alive[:, None, None],
+            told=told,
+            seen=fields.seen | jnp.any(eyes, axis=0),
+            linked=linked,
+            near=near,
+            mail=mail,
+            reception=fields.reception.step(mail, heard, entities),
+            spent=fields.spent + _sum(spent),
+        )
+        return entities, new, Outcome(reward, crashed, None, status=found.status)
+
+    def _fly(
+        self,
+        entities: Entities,
+        fields: Fields,
+        action: Action,
+        found: Neighbors,
+        step: Int[Array, ""],
+        key: Key[Array, ""],
+    ) -> Any:
+        """Level commands, and whatever brings the altitude back."""
+        speed = self.flying.speed
+        level = clipped(action * speed, jnp.broadcast_to(speed, action.shape[:1]))
+        height = jnp.where(entities.alive, entities.position[:, 2], self.altitude)
+        climb = jnp.clip(2.0 * (self.altitude - height), -0.5, 0.5)
+        velocity = jnp.concatenate([level, climb[:, None]], axis=1)
+        return self.flying.fly(entities, fields.craft, velocity, found, step * self.flying.time_step, key)
+
+    def _charged(
+        self, entities: Entities, base: Float[Array, " 3"], wind: Float[Array, "n 3"]
+    ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """Joules of each after the step, and joules drawn in it."""
+        alive, dt, n = entities.alive, self.flying.time_step, self.n_slots
+        velocity = jnp.where(alive[:, None], entities.velocity - wind, 0.0)
+        kind = jnp.zeros(n, jnp.int32)
+        watts = jnp.where(alive, self.power.of_flight(velocity, kind, jnp.zeros(n)), 0.0)
+        # A column as high as anybody flies: charging is by contact or from near above.
+        pads = Pads.of(base[None], 1.0, 1.0)
+        pads = eqx.tree_at(lambda p: (p.radius, p.power), pads, (self.pad, self.charge * self.hover))
+        supplied = pads.supply(self.search.space, entities.position.at[:, 2].set(base[2]), alive)
+        energy = jnp.where(alive, entities.stores[:, 0], 0.0)
+        return self.battery.step(energy, kind, watts, supplied, dt), watts * dt
+
+    def _touches(self, entities: Entities, near: Nearest) -> Bool[Array, " n"]:
+        """Who touches another one, or has left the field."""
+        place = jnp.where(entities.alive[:, None], entities.position, self.radius)
+        level = place[:, :2]
+        outside = jnp.any((level < self.radius) | (level > self.size[None] - self.radius), axis=1)
+        return outside | (place[:, 2] < self.radius) | (near.valid[:, 0] & (near.distance[:, 0] < 2.0 * self.radius))
+
+    def _footprints(self, entities: Entities) -> Bool[Array, "n h w"]:
+        """Which cells each sees."""
+        place = jnp.where(entities.alive[:, None], entities.position[:, :2], -1e6)
+        way = self.middles[None] - place[:, None, None]
+        return norm(way) < self.footprint
+
+    def _broadcast(
+        self, mail: Mail, found: Neighbors, entities: Entities, known: Bool[Array, "n h w"], key: Key[Array, ""]
+    ) -> Any:
+        message = known.astype(jnp.float32).reshape(self.n_slots, -1)
+        return self.radio.step(mail, found, entities, message, key)
+
+    def _linked(self, entities: Entities, base: Float[Array, " 3"], key: Key[Array, ""]) -> Bool[Array, " n"]:
+        """Whose link with the base works in this step."""
+        distance = norm(jnp.where(entities.alive[:, None], entities.position, 0.0) - base[None])
+        draw = jax.vmap(jax.random.uniform)(entities.keys(key))
+        works = draw >= self.radio.loss.probability(distance)
+        return entities.alive & works & (distance < self.search.radius)
+
+    def _reward(
+        self, before: Entities, first: Bool[Array, "n h w"], news: Bool[Array, "h w"], drawn: Float[Array, " n"]
+    ) -> Float[Array, " n"]:
+        n_eyes = jnp.sum(first, axis=0, dtype=jnp.int32)
+        shares = jnp.where(first, 1.0 / jnp.maximum(n_eyes, 1)[None], 0.0)
+        seen = self.reward["seen"] * jnp.sum(shares, axis=(1, 2)) / self.n_cells
+        n_alive = jnp.maximum(jnp.sum(before.alive, dtype=jnp.int32), 1)
+        told = self.reward["told"] * jnp.sum(news, dtype=jnp.int32) / (self.n_cells * n_alive)
+        price = rounded(self.reward["energy"] * (drawn / self.battery.capacity[0]))
+        return jnp.where(before.alive, rounded(seen) + rounded(told) - price, 0.0)
+
+    def ended(self, world: World) -> Bool[Array, ""]:
+        """The base knows all, or nobody is left."""
+        return jnp.all(world.fields.told) | ~jnp.any(world.entities.alive)
+
+    # What is seen
+
+    def observe(self, world: World) -> Observation:
+        """A row for each drone."""
+        entities, alive = world.entities, world.entities.alive
+        return Observation(
+            maps=None,
+            view=None,
+            cell=None,
+            own=jnp.where(alive[:, None], self._own(world), 0.0),
+            kind=jnp.zeros_like(entities.kind),
+            alive=alive,
+            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, 2)),
+        )
+
+    def _own(self, world: World) -> Float[Array, "n o"]:
+        entities, fields, n, speed = world.entities, world.fields, self.n_slots, self.flying.speed
+        alive, near, side = entities.alive[:, None], fields.near, jnp.max(self.size)
+        velocity = jnp.where(alive, entities.velocity, 0.0)[:, :2]
+        place = jnp.where(alive, entities.position, 0.0)[:, :2]
+        way, far = self.nearest_unknown(entities, fields)
+        own = [
+            velocity / speed,
+            2.0 * place / self.size[None] - 1.0,
+            jnp.where(alive, entities.stores, 0.0) / self.battery.capacity[None],
+            (fields.base[None, :2] - place) / side,
+            fields.linked[:, None],
+            jnp.broadcast_to(1.0 - world.step / self.steps, (n, 1)),
+            way / jnp.maximum(far, 1.0)[:, None],
+            far[:, None] / side,
+            self._around(place, fields.known),
+            self._blocks(fields.known),
+        ]
+        moves = jnp.where(near.valid[:, :, None], near.gather(velocity) - velocity[:, None], 0.0)
+        valid = near.valid[:, :, None].astype(jnp.float32)
+        others = jnp.concatenate([near.displacement[..., :2] / self.search.radius, moves / speed, valid], axis=2)
+        return jnp.concatenate([*(x.astype(jnp.float32) for x in own), others.reshape(n, -1)], axis=1)
+
+    def nearest_unknown(self, entities: Entities, fields: Fields) -> tuple[Float[Array, "n 2"], Float[Array, " n"]]:
+        """Way and distance to the nearest cell that each does not know; 0 where it knows all."""
+        place = jnp.where(entities.alive[:, None], entities.position[:, :2], 0.0)
+        ways = (self.middles[None] - place[:, None, None]).reshape(self.n_slots, -1, 2)
+        far = jnp.where(fields.known.reshape(self.n_slots, -1), jnp.inf, norm(ways))
+        best = jnp.argmin(far, axis=1)[:, None]
+        there = jnp.isfinite(jnp.take_along_axis(far, best, axis=1))
+        way = jnp.where(there, jnp.take_along_axis(ways, best[:, :, None], axis=1)[:, 0], 0.0)
+        return way, norm(way)
+
+    def _around(self, place: Float[Array, "n 2"], known: Bool[Array, "n h w"]) -> Float[Array, "n s"]:
+        """1 where a drone does not know the field about itself, on a grid of samples; 0 outside the field."""
+        half, (h, w) = self.window // 2, self.cells
+        steps = (jnp.arange(self.window) - half) * self.spacing
+        x, y = (place[:, axis : axis + 1] + steps[None] for axis in (0, 1))
+        column, row = (jnp.floor(v / self.size[i] * m).astype(jnp.int32) for i, (v, m) in enumerate(((x, w), (y, h))))
+        within = ((row >= 0) & (row < h))[:, :, None] & ((column >= 0) & (column < w))[:, None]
+        picked = jax.vmap(lambda k, r, c: k[r[:, None], c[None]])(
+            known, jnp.clip(row, 0, h - 1), jnp.clip(column, 0, w - 1)
+        )
+        return (within & ~picked).astype(jnp.float32).reshape(self.n_slots, -1)
+
+    def _blocks(self, known: Bool[Array, "n h w"]) -> Float[Array, "n b"]:
+        """Share that a drone does not know of each of 4 x 4 blocks of the field."""
+        h, w = (cells // N_BLOCKS for cells in self.cells)
+        unknown = jnp.where(known, 0.0, 1.0).reshape(self.n_slots, N_BLOCKS, h, N_BLOCKS, w)
+        return jnp.sum(unknown, axis=(2, 4)).reshape(self.n_slots, -1) / (h * w)
+
+    def metrics(self, world: World) -> dict[str, Float[Array, ""]]:
+        """How the patrol goes; shares of the field.
+
+        told: share that the base knows.
+        area_per_energy: square metres that the base knows per joule spent.
+        seen: share that somebody has seen.
+        joules: that all drones have drawn, or lost with their batteries.
+        lost: share of the drones that crashed.
+        delivery: share of the messages between drones that arrived.
+        """
+        fields, n_cells = world.fields, self.n_cells
+        told = jnp.sum(fields.told, dtype=jnp.int32) / n_cells
+        area = told * self.size[0] * self.size[1]
+        return {
+            "told": told,
+            "area_per_energy": area / jnp.maximum(fields.spent, 1e-6),
+            "seen": jnp.sum(fields.seen, dtype=jnp.int32) / n_cells,
+            "joules": fields.spent,
+            "lost": 1.0 - jnp.sum(world.entities.alive) / self.initial,
+            "delivery": fields.reception.delivery_rate,
+        }
+
+    def scripted_policy(self) -> AbstractPolicy:
+        """To the nearest frontier, and back before the battery is empty."""
+        from scenarios.patrol_frontier import Frontier
+
+        return Frontier(self)
+
+    def draw(self, axes: Any, world: World) -> None:
+        """Draw cells grey when seen, green when told; the pad, and drones with footprints, coloured by battery."""
+        from matplotlib.patches import Circle
+
+        entities, fields, (width, height) = world.entities, world.fields, self.size
+        shade = np.where(fields.told, 2.0, np.where(fields.seen, 1.0, 0.0))
+        extent = (0.0, float(width), 0.0, float(height))
+        axes.imshow(shade, origin="lower", extent=extent, cmap="Greens", vmin=0, vmax=5)
+        axes.add_patch(Circle(tuple(fields.base[:2]), float(self.pad), color="tab:blue", alpha=0.4))
+        alive = np.asarray(entities.alive)
+        place = entities.position[alive]
+        for x, y, _ in place:
+            axes.add_patch(Circle((x, y), float(self.footprint), fill=False, color="0.3", lw=0.6))
+        charge = entities.stores[alive, 0] / self.battery.capacity[0]
+        axes.scatter(*place[:, :2].T, c=charge, cmap="RdYlGn", vmin=0, vmax=1, s=45, edgecolors="k", zorder=3)
+        axes.quiver(*place[:, :2].T, *entities.velocity[alive, :2].T, scale=30, width=0.004, zorder=3)
+        axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[], aspect="equal")
+        axes.set_title(f"step {int(world.step)}   told {float(np.mean(fields.told)):.2f}", fontsize=9)
+
+
+def _sum(values: Float[Array, " n"]) -> Float[Array, ""]:
+    """Sum one by one: a reduction may round differently alone and in a batch, or with more slots."""
+    return jax.lax.scan(lambda total, x: (total + x, None), jnp.zeros(()), values)[0]

@@ -1,0 +1,124 @@
+"""The scenario file of patrol."""
+
+import pydantic
+
+from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Positive
+from swarm.config import ScenarioConfig, Table
+from swarm.dynamics.drones import ControlTable
+from swarm.search import SearchTable
+
+
+class WorldTable(BoxTable):
+    """Table `world`."""
+
+    size: tuple[float, float]
+    cells: tuple[int, int]
+    altitude: float = Positive
+
+    @pydantic.model_validator(mode="after")
+    def _blocks(self) -> "WorldTable":
+        if not all(4 <= cells <= 64 and cells % 4 == 0 for cells in self.cells):
+            raise ValueError(f"cells = {list(self.cells)}: from 4 to 64 a side, a multiple of 4")
+        return self
+
+
+class PatrolDroneTable(DroneTable):
+    """Table `population.drone`."""
+
+    footprint: float = Positive
+
+
+class PopulationTable(Table):
+    """Table `population`."""
+
+    drone: PatrolDroneTable
+
+
+class EnergyTable(Table):
+    """Table `energy`; what the airframe does not say of its power (`swarm.energy.PowerTable`), and the battery."""
+
+    solidity: float
+    body_drag: float
+    efficiency: float
+    avionics: float
+    endurance: float = Positive
+    charge: float = Positive
+    pad: float = Positive
+
+
+class RadioTable(Table):
+    """Table `radio`."""
+
+    range: float = Positive
+    loss: float = pydantic.Field(ge=0.0, le=1.0)
+
+
+class ObservationTable(Table):
+    """Table `observation`."""
+
+    others: int = pydantic.Field(ge=1)
+    window: int = pydantic.Field(ge=1, le=15)
+    spacing: float = Positive
+
+    @pydantic.field_validator("window")
+    @classmethod
+    def _odd(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError(f"window = {window}: an odd number, so that the drone is in the middle")
+        return window
+
+
+class RewardTable(Table):
+    """Table `reward`."""
+
+    seen: float
+    told: float
+    energy: float = Amount
+    crash: float
+
+
+class FrontierTable(Table):
+    """Table `frontier`: of the scripted policy."""
+
+    reserve: float = pydantic.Field(ge=0.0, lt=1.0)
+    full: float = pydantic.Field(gt=0.0, le=1.0)
+    spread: float = Amount
+    crowd: float = Amount
+    horizon: float = Positive
+    margin: float = Amount
+
+
+class PatrolConfig(ScenarioConfig):
+    """A scenario file for patrol."""
+
+    world: WorldTable
+    population: PopulationTable
+    control: ControlTable
+    air: AirTable
+    energy: EnergyTable
+    radio: RadioTable
+    observation: ObservationTable
+    reward: RewardTable
+    frontier: FrontierTable
+    search: SearchTable = SearchTable()
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> "PatrolConfig":
+        world, drone = self.world, self.population.drone
+        if 2 * self.energy.pad > min(world.size):
+            raise ValueError(
+                f"energy.pad = {self.energy.pad:g} is wider than world.size = {list(world.size)}; lower it"
+            )
+        room = 3.1416 * (0.8 * self.energy.pad) ** 2 / (2 * drone.radius + 0.1) ** 2
+        if drone.initial > room / 2:
+            raise ValueError(
+                f"population.drone.initial = {drone.initial} do not fit above a pad of {self.energy.pad:g} m; enlarge "
+                "energy.pad, or lower the number"
+            )
+        widest = max(side / n for side, n in zip(world.size, world.cells, strict=True))
+        if drone.footprint < 0.71 * widest:
+            raise ValueError(
+                f"population.drone.footprint = {drone.footprint:g} is less than half the diagonal of a cell "
+                f"({widest:g} m wide): cells could never be seen; raise it, or world.cells"
+            )
+        return self

@@ -1,0 +1,128 @@
+"""Patrol: what drones see, tell and draw, and how well the scripted policy does."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from swarm import RandomPolicy, make
+from swarm.errors import ConfigError
+
+reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
+step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))
+CALM = {"air.wind": [0.0, 0.0], "air.turbulence": False, "radio.loss": 0.0}
+SURE = jnp.zeros((4, 2))
+
+
+@pytest.fixture(scope="module")
+def simulator():
+    return make("patrol", CALM)
+
+
+def placed(simulator, places, base=(2.0, 2.0), energy=None):
+    """A world with drones at rest at given places of the field, and nothing known."""
+    world, _ = reset(simulator, jax.random.key(0))
+    position = jnp.concatenate([jnp.asarray(places, jnp.float32), jnp.full((4, 1), 1.5)], axis=1)
+    fields = eqx.tree_at(lambda f: f.base, world.fields, jnp.asarray([*base, 1.5]))
+    entities = eqx.tree_at(lambda e: e.position, world.entities, position)
+    if energy is not None:
+        entities = eqx.tree_at(lambda e: e.stores, entities, jnp.asarray(energy, jnp.float32)[:, None])
+    return eqx.tree_at(lambda w: (w.entities, w.fields), world, (entities, fields))
+
+
+APART = [[14.0, 14.0], [14.0, 8.0], [8.0, 14.0], [2.0, 9.0]]
+
+
+def test_a_drone_sees_the_cells_below_it_and_the_first_to_see_is_paid(simulator):
+    world = placed(simulator, APART)
+    after, timestep = step(simulator, world, SURE)
+    x, y = np.meshgrid(np.arange(16) + 0.5, np.arange(16) + 0.5)
+    for number, (px, py) in enumerate(APART):
+        seen = np.hypot(x - px, y - py) < 1.2
+        np.testing.assert_array_equal(np.asarray(after.fields.known[number]), seen)
+    price = 0.3 * 0.2 * 3.6406 / 58.249
+    expected = 10.0 * np.asarray(after.fields.known).sum(axis=(1, 2)) / 256 - price
+    np.testing.assert_allclose(timestep.reward, expected, atol=1e-3)
+    # Seen once, paid once.
+    _, again = step(simulator, after, SURE)
+    np.testing.assert_allclose(again.reward, -price, atol=1e-3)
+
+
+def test_news_pass_from_drone_to_drone_to_the_base(simulator):
+    # Neighbours in a chain are 4 m apart, out of range of the next but one; the last is near the base.
+    world = placed(simulator, [[13.0, 2.0], [9.0, 2.0], [5.0, 2.0], [2.0, 5.0]], base=(2.0, 2.0))
+    far = np.zeros((16, 16), bool)
+    known = []
+    for _ in range(2):
+        world, _ = step(simulator, world, SURE)
+        far |= np.asarray(world.fields.known[0])
+        known.append([bool(world.fields.known[i, 2, 13]) for i in range(4)] + [bool(world.fields.told[2, 13])])
+    assert known[0] == [True, True, False, False, False]
+    # The third hears it and tells the base in the same step, and the base all who hear that.
+    assert known[1] == [True] * 5
+
+
+def test_flight_draws_what_physics_says_and_the_pad_fills(simulator):
+    rules = simulator.rules
+    full = float(rules.battery.capacity[0])
+    world = placed(simulator, [[2.0, 2.0], [14.0, 8.0], [8.0, 14.0], [14.0, 14.0]], energy=[20.0] * 4)
+    after, _ = step(simulator, world, SURE)
+    charge = np.asarray(after.entities.stores[:, 0])
+    np.testing.assert_allclose(charge[1:], 20.0 - 0.2 * float(rules.hover), rtol=1e-3)
+    np.testing.assert_allclose(charge[0], 20.0 + 0.2 * 7.0 * float(rules.hover), rtol=1e-3)
+    assert full == pytest.approx(16.0 * float(rules.hover))
+    assert float(after.fields.spent) == pytest.approx(0.8 * float(rules.hover), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("places", "energy", "lost"),
+    [
+        (APART, [0.5, 50.0, 50.0, 50.0], [0]),  # empty
+        ([[14.0, 14.0], [14.2, 14.0], *APART[2:]], None, [0, 1]),  # each other
+        ([[15.95, 14.0], *APART[1:]], None, [0]),  # over the edge
+        (APART, None, []),
+    ],
+)
+def test_who_crashes_is_lost_with_what_it_has_not_told(simulator, places, energy, lost):
+    after, timestep = step(simulator, placed(simulator, places, energy=energy), SURE)
+    alive = np.asarray(after.entities.alive)
+    np.testing.assert_array_equal(np.flatnonzero(~alive), lost)
+    assert not np.asarray(after.fields.known)[~alive][:, 0].any()
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(timestep.reward) < -1.0), lost)
+
+
+def test_the_scripted_policy_covers_more_than_chance_and_loses_nobody(simulator):
+    @eqx.filter_jit
+    def fly(simulator, policy, keys):
+        def one(key):
+            world, timestep = simulator.reset(key)
+            return simulator.rules.metrics(simulator.rollout(policy, world, timestep, key, 200)[0])
+
+        return jax.vmap(one)(keys)
+
+    keys, rules = jax.random.split(jax.random.key(5), 6), simulator.rules
+    frontier, chance = (
+        jax.tree.map(np.mean, fly(simulator, p, keys)) for p in (rules.scripted_policy(), RandomPolicy(2))
+    )
+    assert frontier["lost"] == 0
+    assert frontier["told"] > 0.5
+    assert frontier["told"] > 3 * chance["told"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"world.cells": [10, 16]}, "a multiple of 4"),
+        ({"population.drone.footprint": 0.5}, "cells could never be seen"),
+        ({"population.drone.initial": 40, "population.drone.capacity": 40}, "do not fit above a pad"),
+        ({"energy.pad": 9.0}, "wider than world.size"),
+        ({"energy.efficiency": 1.5}, "efficiency"),
+        ({"radio.loss": 1.5}, "radio.loss"),
+        ({"observation.window": 4}, "an odd number"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(overrides, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        make("patrol", overrides)
+    assert "\n" not in str(error.value)
