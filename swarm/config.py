@@ -118,6 +118,15 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scen
     own = copy.deepcopy(table) if overrides else None
     for key, value in (overrides or {}).items():
         set_dotted(table, key, value)
+    return _scenario(name, label, table, own)
+
+
+def restore(name: str, label: str, resolved: Mapping[str, Any]) -> Scenario:
+    """Validate what `Scenario.resolved` gave; `label` says where it is from, as errors name it."""
+    return _scenario(name, label, copy.deepcopy(dict(resolved)), None)
+
+
+def _scenario(name: str, label: str, table: dict[str, Any], own: dict[str, Any] | None) -> Scenario:
     for read in (table, own or {}):
         if "environment" in read:
             read.setdefault("rules", HOST_RULES)
