@@ -175,7 +175,7 @@ def _reset(simulator: Simulator, keys: Key[Array, " b"]) -> tuple[World, Observa
 
 @eqx.filter_jit
 def _observe(simulator: Simulator, worlds: World) -> Observation:
-    return jax.vmap(simulator.rules.observe)(worlds)
+    return jax.vmap(simulator.observe)(worlds)
 
 
 @eqx.filter_jit

@@ -44,6 +44,9 @@ class Recorder:
     slot it is (`generation_<level>`); `x`, `y`, `z`, `heading`, `vx`, `vy`, `vz` in the units of the scenario; what
     the entity chose in this state, `action`, or `action_0`, `action_1`, ... where there are several choices or
     commands (nothing in the last state of an episode); its stores by name. `.mcap`: see `swarm.telemetry.foxglove`.
+
+    Metadata: `scenario` (name), `config` (as resolved), `worlds` (how many), `drawn` (of each value that differs
+    between worlds: that of each world), `versions`, `platform`, and what the caller says.
     """
 
     def __init__(self, path: Path, scenario: Scenario, about: Mapping[str, Any] | None = None) -> None:
@@ -83,6 +86,9 @@ class Recorder:
         self._scenario = chunk.scenario or self._scenario
         batch = self._rows.take(chunk)
         self._about["worlds"] = len(chunk.length)
+        if chunk.first.draw is not None:
+            draws = self._scenario.draws()
+            self._about["drawn"] = {key: [draws[i][key] for i in chunk.first.draw] for key in draws[0]}
         self._write(batch)
 
     def _write(self, batch: Batch) -> None:

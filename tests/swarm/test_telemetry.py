@@ -340,7 +340,10 @@ def test_a_recording_that_is_stopped_or_killed_can_be_read(how, tmp_path):
     child.send_signal(how)
     _, stderr = child.communicate(timeout=60)
     if how is signal.SIGINT:
-        assert (child.returncode, stderr) == (130, "python -m swarm.simulate: stopped\n")
+        # The compiler may have said something about programs that it kept.
+        assert child.returncode == 130
+        assert stderr.endswith("python -m swarm.simulate: stopped\n")
+        assert "Traceback" not in stderr
     left = target if how is signal.SIGINT else parts
     assert [p.name for p in tmp_path.iterdir()] == [left.name]
     steps = pq.read_table(left)["step"].to_numpy()
