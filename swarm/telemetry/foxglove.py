@@ -12,6 +12,7 @@ NaN or infinite is not shown. The metadata record `swarm` says what was simulate
 """
 
 import contextlib
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,11 +40,11 @@ class SceneFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            from mcap.writer import Writer
+            writer: Any = importlib.import_module("mcap.writer").Writer
         except ImportError:
             raise SwarmError(f"--record {path}: needs the package mcap: pip install mcap") from None
         self._path, self._file = path, path.open("xb")
-        self._writer = Writer(self._file, chunk_size=_CHUNK_BYTES)
+        self._writer = writer(self._file, chunk_size=_CHUNK_BYTES)
         self._writer.start()
         self._schemas = {
             schema["title"]: self._writer.register_schema(schema["title"], "jsonschema", json.dumps(schema).encode())
@@ -113,7 +114,7 @@ class _Texts:
     def __init__(self, table: Any, size: float) -> None:
         import pyarrow as pa
 
-        self.uid = table["uid"].to_numpy()
+        self.uid: np.ndarray = table["uid"].to_numpy()
         self._kind = table["kind"].combine_chunks().indices.to_numpy()
         self.kinds: list[str] = table["kind"].combine_chunks().dictionary.to_pylist()
         n_teams = int(np.max(table["team"].to_numpy(), initial=0)) + 1
@@ -182,8 +183,10 @@ def _stamp(time: int) -> str:
 def _join(*pieces: Any) -> Any:
     """Texts row by row; a piece is the same for all rows, or a column of strings."""
     import pyarrow as pa
-    import pyarrow.compute as pc
+    import pyarrow.compute
 
+    # Its functions are made at import, unknown to type checkers.
+    pc: Any = pyarrow.compute
     columns = [piece.combine_chunks() if isinstance(piece, pa.ChunkedArray) else piece for piece in pieces]
     return pc.binary_join_element_wise(*columns, "")
 

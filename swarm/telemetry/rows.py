@@ -49,9 +49,9 @@ class Rows:
         first = _state(chunk, chunk.first, written[0], chunk.actions[0], acted[0])
         batch = _batch(chunk, first, _state(chunk, worlds, written[1:], chunk.actions[1:], acted[1:]))
         # Whose episode ended with the last step waits, too: otherwise the order would depend on the cut.
-        self._waiting = chunk.length == n_steps
+        self._waiting = waiting = chunk.length == n_steps
         last = jax.tree.map(lambda x: x[-1], chunk.worlds)
-        self._rest = _batch(chunk, _state(chunk, last, self._waiting, chunk.actions[-1], acted[0] & False))
+        self._rest = _batch(chunk, _state(chunk, last, waiting, chunk.actions[-1], acted[0] & False))
         return batch
 
     def rest(self) -> Batch | None:
