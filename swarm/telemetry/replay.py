@@ -19,7 +19,7 @@ import swarm
 from swarm.config import restore
 from swarm.episode import Chunk, repeat
 from swarm.errors import SwarmError
-from swarm.telemetry.rows import Batch, Rows
+from swarm.telemetry.rows import Batch, Rows, is_action
 
 _BATCH_ROWS = 2**16
 
@@ -57,7 +57,10 @@ class Recording:
         groups = [file.metadata.row_group(i) for file in files for i in range(file.num_row_groups)]
         self.n_rows = sum(group.num_rows for group in groups)
         # Rows are in the order of steps.
-        self.n_steps = int(max((g.column(0).statistics.max for g in groups if g.num_rows), default=0))
+        last = int(max((g.column(0).statistics.max for g in groups if g.num_rows), default=0))
+        # Cut short, it lacks the states that the last actions led to.
+        self._cut_short = path.is_dir() and self._acts_in(last)
+        self.n_steps = last + self._cut_short
 
     def replay(self) -> Iterator[Chunk]:
         """Simulate again.
@@ -75,7 +78,7 @@ class Recording:
             log.compare(rows.take(chunk))
             yield chunk
         rest = rows.rest()
-        if rest is not None:
+        if rest is not None and not self._cut_short:
             log.compare(rest)
         log.end()
 
@@ -87,6 +90,11 @@ class Recording:
         for part in self._parts:
             for batch in pq.ParquetFile(part).iter_batches(_BATCH_ROWS):
                 yield pa.Table.from_batches([batch])
+
+    def _acts_in(self, step: int) -> bool:
+        """Whether anybody chose an action in this step."""
+        at = [table.filter(np.equal(table["step"].to_numpy(), step)) for table in self.batches()]
+        return any(len(t) > t[name].null_count for t in at for name in t.column_names if is_action(name))
 
     def _error(self, message: str) -> SwarmError:
         return SwarmError(f"--replay {self._path}: {message}")

@@ -1,6 +1,7 @@
 """A recording can be played again without its policy, bit for bit, and what was changed in it is found."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -23,12 +24,14 @@ FLOCKING = {"population.bird.capacity": 12, "population.bird.initial": 12, "worl
 
 
 def recorded(path, scenario):
-    """Record an episode in chunks that a replay does not share."""
+    """Record an episode in chunks that a replay does not share; keep what a kill would leave after two of them."""
     simulator, key = scenario.simulator(), jax.random.key(3)
     policy = simulator.rules.scripted_policy()
     with Recorder(path, scenario, {"seed": 3, "policy": "scripted"}) as recorder:
         for chunk in play(simulator, policy, key, N_STEPS, n_worlds=2, scenario=scenario, chunk_steps=5):
             recorder.write(chunk)
+            if chunk.worlds.step[-1].max() == 10:
+                shutil.copytree(path.with_name(f"{path.name}.parts"), path.with_name("cut.parts"))
     return path
 
 
@@ -51,7 +54,11 @@ def test_a_replay_has_all_rows_though_capacities_grew(colony):
 
 
 def at_step(table, step):
-    return table.filter(np.asarray(table["step"]) == step)
+    return at_steps(table, [step])
+
+
+def at_steps(table, steps):
+    return table.filter(np.isin(np.asarray(table["step"]), list(steps)))
 
 
 def test_the_command_replays_discrete_actions_without_the_policy(tmp_path, capsys):
@@ -61,6 +68,17 @@ def test_the_command_replays_discrete_actions_without_the_policy(tmp_path, capsy
     out = capsys.readouterr().out
     assert out.endswith(f"replayed: all {n_rows} rows of {path} are the same, bit for bit\n")
     assert csv.read_text("utf-8").count("\n") == 1 + n_rows
+
+
+def test_what_was_left_of_a_recording_that_was_killed_replays(colony, tmp_path):
+    recording = Recording(colony.with_name("cut.parts"))
+    assert recording.n_steps == 10
+    assert recording.n_rows == len(at_steps(pq.read_table(colony), range(10)))
+    assert sum(len(chunk.worlds.step) for chunk in recording.replay()) == 10
+    shutil.copytree(colony.with_name("cut.parts"), tmp_path / "cut.parts")
+    part = tmp_path / "cut.parts" / "000001.parquet"
+    with pytest.raises(SwarmError, match=r"row \d+ \(step 9, .*y = "):
+        list(Recording(changed(part, part, flip("y", -1)).parent).replay())
 
 
 def changed(path, target, change):

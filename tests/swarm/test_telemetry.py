@@ -229,6 +229,23 @@ def test_without_the_package_mcap_is_refused(scenario, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_mcap_without_its_end_can_be_read_up_to_the_last_whole_chunk(scenario, chunks, tmp_path):
+    pytest.importorskip("mcap")
+    from mcap.exceptions import EndOfFile
+    from mcap.records import Message
+    from mcap.stream_reader import StreamReader
+
+    times = set()
+    with Recorder(tmp_path / "a.mcap", scenario) as recorder:
+        for _ in range(20):
+            recorder.write(chunks[1])
+        # As a program would leave it that is killed now.
+        with recorder.path.open("rb") as file, contextlib.suppress(EndOfFile):
+            for record in StreamReader(file).records:
+                times |= {record.log_time / 1e9} if isinstance(record, Message) else set()
+    assert times >= {8.0, 12.0}
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.mcap"])
 def test_what_a_full_disk_cuts_is_cut_off(name, scenario, chunks, tmp_path):
     if name == "a.mcap":
