@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   python -m swarm.simulate flocking --policy random population.bird.initial=200
   python -m swarm.simulate flocking --record flight.parquet --worlds 4
   python -m swarm.simulate --replay flight.parquet --render flight.mp4
-  python -m swarm.simulate pursuit --record pursuit.mcap
+  python -m swarm.simulate pursuit 'population.scout.speed={uniform=[3.0, 5.0]}' --worlds 8 --record pursuit.mcap
   python -m swarm.simulate outpost --policy runs/outpost-mppo-0-20250101-120000 --render trained.gif"""
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--policy", default="scripted", help="scripted, random, or a run folder")
     parser.add_argument("--render", metavar="FILE", help="draw the episode: .gif, .mp4, or .png (six moments)")
     parser.add_argument("--record", metavar="FILE", help="write who was where at each step: .parquet, .csv, .mcap")
-    parser.add_argument("--replay", metavar="FILE", help="simulate a .parquet recording again, and compare each row")
+    parser.add_argument("--replay", metavar="FILE", help="simulate a .parquet recording again, and compare each bit")
     parser.add_argument("--seed", type=int, default=0, help="of the map and the actions")
     parser.add_argument("--steps", type=positive, help="stop earlier than the scenario's own end")
     parser.add_argument("--worlds", type=positive, default=1, help="play and record so many at once; draw the first")
