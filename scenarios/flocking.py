@@ -158,24 +158,30 @@ class Flocking(AbstractRules):
         )
         return entities, *self._look(entities)
 
+    def _direction(self, entities: Entities) -> Float[Array, "n d"]:
+        # Whether the compiler makes this of a division, and fuses it, depends on what else it sees, and on the batch.
+        return rounded(entities.velocity * rounded(1.0 / self.speed))
+
     def _find(self, entities: Entities) -> Neighbors:
         return self.search.find(entities.position, entities.alive)
 
     def _look(self, entities: Entities) -> tuple[Fields, Int[Array, ""]]:
         """What the birds see, and status bits."""
         d = self.space.n_dimensions
+        inverse_square = rounded(1.0 / jnp.square(self.spacing))
 
         def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
             # Of the square alone: a root and a division for each pair would double the cost of a step.
             square = square_length(list(way))
             close = jnp.where(square < jnp.square(self.crowding), 1.0, 0.0)
-            push = jnp.minimum(rounded(square / jnp.square(self.spacing)) - 1.0, 0.0) / self.spacing
+            push = jnp.minimum(rounded(square * inverse_square) - 1.0, 0.0)
             return jnp.stack([jnp.ones_like(close), *theirs, *way, close, *(push * way)])
 
         near = self._find(entities)
-        sums = near.sum(pair, entities.velocity / self.speed)
+        sums = near.sum(pair, self._direction(entities))
         count, direction, way = sums[:, 0], sums[:, 1 : d + 1], sums[:, d + 1 : 2 * d + 1]
-        return Fields(count, direction, way, sums[:, 2 * d + 1], sums[:, 2 * d + 2 :]), near.status
+        away = sums[:, 2 * d + 2 :] * rounded(1.0 / self.spacing)
+        return Fields(count, direction, way, sums[:, 2 * d + 1], away), near.status
 
     def action_of(self, command: Float[Array, "n c"]) -> Action:
         """The action nearest to commands of turn and, in three dimensions, climb, both shares of the turn rate."""
@@ -216,7 +222,7 @@ class Flocking(AbstractRules):
 
     def _frame(self, entities: Entities) -> list[Float[Array, "n d"]]:
         """Unit vectors forward, left and, in three dimensions, up, of each bird."""
-        forward = entities.velocity / self.speed
+        forward = self._direction(entities)
         if forward.shape[1] == 2:
             return [forward, jnp.stack([-forward[:, 1], forward[:, 0]], axis=1)]
         x, y, z = forward.T
@@ -253,7 +259,7 @@ class Flocking(AbstractRules):
         """Raster and bearings."""
         entities, seen = world.entities, world.fields
         alive, (h, w) = entities.alive, self.raster
-        direction = entities.velocity / self.speed
+        direction = self._direction(entities)
         raster = Raster(self.space.lower[:2], self.space.size[:2], self.raster)
         cell = raster.cell(entities.position[:, :2], alive)
         rows = jnp.concatenate([jnp.ones((self.n_slots, 1)), direction], axis=1)

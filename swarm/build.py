@@ -2,20 +2,58 @@
 
 from typing import Any
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from swarm.config import Scenario
 from swarm.errors import ConfigError, nearest
 from swarm.grouping import AbstractGrouping, parse_grouping
-from swarm.simulator import Simulator
+from swarm.simulator import Draws, Simulator
 
 
 def build_simulator(scenario: Scenario) -> Simulator:
-    """Build the rules and the hierarchy.
+    """Build the rules and the hierarchy, and what differs between the draws of values that are drawn at random.
 
     Raises:
-        ConfigError: a level of `groups` is missing, unknown, or its rule is not one.
+        ConfigError: a level of `groups` is missing, unknown, or its rule is not one; or what is drawn at random sets
+            the shape or the structure of what is compiled.
     """
+    simulator = _build(scenario)
+    draws = scenario.draws()
+    if not draws:
+        return simulator
+    drawn, shapes = [_build(scenario.drawn(values)) for values in draws], _shapes(simulator)
+    if any(_shapes(other) != shapes for other in drawn):
+        ones = ((key, scenario.drawn({key: values[key]})) for key in scenario.random for values in draws)
+        key = next((key for key, one in ones if _shapes(_build(one)) != shapes), ", ".join(scenario.random))
+        raise ConfigError(
+            f"{scenario.place(key)}: {key} sets a size or a choice that is compiled in and cannot differ between "
+            "worlds; give one value"
+        )
+    draws = Draws(len(drawn), _stacked(drawn))
+    return eqx.tree_at(lambda s: s.draws, simulator, draws, is_leaf=lambda x: x is None)
+
+
+def _shapes(simulator: Simulator) -> Any:
+    """All about a simulator but the values of its arrays."""
+    arrays, rest = eqx.partition(simulator, eqx.is_array)
+    leaves, structure = jax.tree.flatten(arrays)
+    return structure, [(x.shape, x.dtype) for x in leaves], jax.tree.leaves(rest)
+
+
+def _stacked(drawn: list[Simulator]) -> Any:
+    """The arrays that are not the same in all draws."""
+
+    def stack(*values: Any) -> Any:
+        first, *others = jax.device_get(values)
+        return None if all(np.array_equal(first, x) for x in others) else jnp.asarray(np.stack([first, *others]))
+
+    return jax.tree.map(stack, *(eqx.filter(one, eqx.is_array) for one in drawn))
+
+
+def _build(scenario: Scenario) -> Simulator:
     rules = scenario.rules_class.from_config(scenario.config)
     groups = dict(scenario.config.groups)
     levels = groups.pop("levels", None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import pydantic
 
 from swarm.errors import ConfigError, nearest
+from swarm.randomization import Distribution, distributions, is_distribution, pool
 
 if TYPE_CHECKING:
     from swarm.simulator import Simulator
@@ -36,17 +37,31 @@ class Population(Table):
         return self
 
 
+class Randomization(Table):
+    """Table `randomization`: how values are drawn for which the file gives distributions (`swarm.randomization`).
+
+    Attributes:
+        pool: how many draws there are; each world picks one at its reset.
+        seed: of the draws.
+    """
+
+    pool: int = pydantic.Field(default=64, ge=1)
+    seed: int = 0
+
+
 class ScenarioConfig(Table):
     """What every scenario file has; rules add their own tables by subclassing.
 
     Attributes:
         rules: `module:Class` of the rules, so that a user's own class needs no registration.
         groups: names of the levels, and for each above the first the rule that forms it.
+        randomization: how values with distributions are drawn.
         training: settings of the learner, validated by `training.config`.
     """
 
     rules: str
     groups: dict[str, Any] = pydantic.Field(default_factory=lambda: {"levels": ["entity"]})
+    randomization: Randomization = Randomization()
     training: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
@@ -61,9 +76,10 @@ class Scenario(NamedTuple):
     Attributes:
         name: of the scenario.
         source: the file, as errors name it.
-        config: its values, validated, with overrides.
+        config: its values, validated, with overrides; the median of what is drawn at random.
         rules_class: the class of its rules.
         own: the file's table without overrides; None where there are none.
+        random: the values that differ between worlds, by dotted key.
     """
 
     name: str
@@ -71,6 +87,7 @@ class Scenario(NamedTuple):
     config: Any
     rules_class: Any
     own: Mapping[str, Any] | None = None
+    random: Mapping[str, Distribution] = {}
 
     def place(self, key: str) -> str:
         """Where the value of a dotted key comes from, for the message of an error: the file, or the command line."""
@@ -86,7 +103,28 @@ class Scenario(NamedTuple):
 
     def resolved(self) -> dict[str, Any]:
         """All values, defaults and overrides included, as they would stand in a file."""
-        return self.config.model_dump(mode="json")
+        table = self.config.model_dump(mode="json")
+        for key, distribution in self.random.items():
+            set_dotted(table, key, distribution.table())
+        return table
+
+    def draws(self) -> list[dict[str, Any]]:
+        """What may be drawn for the values that differ between worlds, by dotted key; nothing where none do."""
+        settings = self.config.randomization
+        return pool(self.random, settings.pool, settings.seed) if self.random else []
+
+    def drawn(self, values: Mapping[str, Any]) -> "Scenario":
+        """The scenario with numbers for what is drawn at random.
+
+        Raises:
+            ConfigError: they are not within the bounds of these values.
+        """
+        table = self.config.model_dump(mode="json")
+        for key, value in values.items():
+            set_dotted(table, key, value)
+        label = self.place(next(iter(values), ""))
+        config = validate(type(self.config), table, label, prefix="a draw of randomized values: ")
+        return self._replace(config=config, random={})
 
 
 def scenario_names() -> list[str]:
@@ -118,6 +156,15 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scen
     own = copy.deepcopy(table) if overrides else None
     for key, value in (overrides or {}).items():
         set_dotted(table, key, value)
+    return _scenario(name, label, table, own)
+
+
+def restore(name: str, label: str, resolved: Mapping[str, Any]) -> Scenario:
+    """Validate what `Scenario.resolved` gave; `label` says where it is from, as errors name it."""
+    return _scenario(name, label, copy.deepcopy(dict(resolved)), None)
+
+
+def _scenario(name: str, label: str, table: dict[str, Any], own: dict[str, Any] | None) -> Scenario:
     for read in (table, own or {}):
         if "environment" in read:
             read.setdefault("rules", HOST_RULES)
@@ -126,7 +173,27 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scen
     if not isinstance(rules, str):
         raise ConfigError(f'{of_rules}: rules: expected "module:Class", got {rules!r}; see scenarios/outpost.toml')
     rules_class = _import_rules(rules, of_rules)
-    return Scenario(name, label, validate(rules_class.Config, table, label, own), rules_class, own)
+    # Tables of an environment that is not ours may look like anything.
+    random = {} if "environment" in table else distributions(table, label if own is None else COMMAND_LINE)
+    config = validate(rules_class.Config, _medians(table, random), label, own and _medians(own, random))
+    scenario = Scenario(name, label, config, rules_class, own, random)
+    for key, distribution in random.items():
+        for value in distribution.extremes():
+            scenario.drawn({key: value})
+    for values in scenario.draws():
+        scenario.drawn(values)
+    return scenario
+
+
+def _medians(table: Mapping[str, Any], random: Mapping[str, Distribution]) -> Mapping[str, Any]:
+    """A table with a number in the place of each distribution."""
+    if not random:
+        return table
+    table = copy.deepcopy(dict(table))
+    for key, distribution in random.items():
+        if is_distribution(_value_at(table, key)):
+            set_dotted(table, key, distribution.quantile(0.5))
+    return table
 
 
 def _read(source: str, above: tuple[str, ...] = ()) -> tuple[str, str, dict[str, Any]]:
@@ -145,8 +212,8 @@ def _read(source: str, above: tuple[str, ...] = ()) -> tuple[str, str, dict[str,
 
 
 def merged(base: Any, over: Any) -> Any:
-    """Put values over others, table by table."""
-    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+    """Put values over others, table by table; a distribution is a value."""
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)) or is_distribution(over):
         return over
     return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
 

@@ -8,7 +8,7 @@ chunk is thrown away, what was full is doubled (`swarm.regrow`), and the episode
 that it is the one that the larger capacity would have given from the start.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -87,8 +87,7 @@ def play(
     Yields:
         Each chunk as soon as it is played.
     """
-    keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in range(1, n_worlds))])
-    reset_keys, act_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    reset_keys, act_keys = _keys(key, n_worlds)
     worlds, observations = _reset(simulator, reset_keys)
     memory = _start(policy, worlds)
     done, running, seen, grown = 0, np.ones(n_worlds, bool), Status(0), ()
@@ -114,6 +113,60 @@ def play(
         done, seen, grown = done + n, seen | bits, ()
 
 
+def repeat(
+    simulator: Simulator,
+    actions: Callable[[int, int], np.ndarray],
+    key: Key[Array, ""],
+    n_steps: int,
+    *,
+    n_worlds: int = 1,
+    scenario: Scenario | None = None,
+) -> Iterator[Chunk]:
+    """Play episodes again, from the same key, by what was chosen then.
+
+    Args:
+        simulator: the one that the episodes ended with, if it grew.
+        actions: returns those of some steps, [t, b, n] or [t, b, n, a], when told how many steps came before and t.
+        key: as given to `play`, as all that follows.
+        n_steps: stop after that many, or when all episodes are over.
+        n_worlds: of them.
+        scenario: what the simulator was built from, for who reads the chunks.
+
+    Yields:
+        Each chunk as soon as it is played; nothing ever grows.
+    """
+    reset_keys, act_keys = _keys(key, n_worlds)
+    worlds, observations = _reset(simulator, reset_keys)
+    done, running, seen, n = 0, np.ones(n_worlds, bool), Status(0), _affordable(worlds)
+    while done < n_steps and running.any():
+        memory = (jnp.swapaxes(jnp.asarray(actions(done, n)), 0, 1), jnp.zeros(n_worlds, jnp.int32))
+        carry, history = _advance(simulator, _Again(), worlds, observations, memory, act_keys, n)
+        chunk = _cut(simulator, scenario, _host(worlds), _host(history), running, n_steps - done)
+        faults = tuple(fault for fault in _faults(chunk) if not fault.bit & seen)
+        yield chunk._replace(faults=faults)
+        running = running & ~chunk.last(_ended(chunk.timesteps))
+        worlds, observations, _ = carry
+        done, seen = done + n, seen | Status(sum(fault.bit for fault in faults))
+
+
+class _Again(AbstractPolicy):
+    """Its memory holds a world's actions of some steps, and how many of these it has repeated."""
+
+    def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Any:
+        raise NotImplementedError("it acts by its memory")
+
+    def act(self, world: World, observation: Observation, memory: PyTree, key: Key[Array, ""]) -> tuple[Any, PyTree]:
+        actions, n_repeated = memory
+        return actions[n_repeated], (actions, n_repeated + 1)
+
+
+def _keys(key: Key[Array, ""], n_worlds: int) -> tuple[Key[Array, " b"], Key[Array, " b"]]:
+    """For each world a key of its map, and one of its actions."""
+    keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in range(1, n_worlds))])
+    reset_keys, act_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    return reset_keys, act_keys
+
+
 @eqx.filter_jit
 def _reset(simulator: Simulator, keys: Key[Array, " b"]) -> tuple[World, Observation]:
     worlds, timesteps = jax.vmap(simulator.reset)(keys)
@@ -122,7 +175,7 @@ def _reset(simulator: Simulator, keys: Key[Array, " b"]) -> tuple[World, Observa
 
 @eqx.filter_jit
 def _observe(simulator: Simulator, worlds: World) -> Observation:
-    return jax.vmap(simulator.rules.observe)(worlds)
+    return jax.vmap(simulator.observe)(worlds)
 
 
 @eqx.filter_jit

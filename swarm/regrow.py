@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from swarm.config import Scenario, set_dotted, validate
+from swarm.config import Scenario, restore, set_dotted
 from swarm.entities import Entities
 from swarm.status import Status
 
@@ -31,8 +31,8 @@ def enlarge(scenario: Scenario, status: Status, crowd: Mapping[str, int]) -> tup
     keys = _culprits([key for key in keys if doubled[key] is not None], values, crowd)
     for key in keys:
         set_dotted(table, key, doubled[key])
-    config = validate(type(scenario.config), table, scenario.source)
-    return scenario._replace(config=config), [f"{key} {values[key]} -> {doubled[key]}" for key in keys]
+    larger = restore(scenario.name, scenario.source, table)
+    return larger._replace(own=scenario.own), [f"{key} {values[key]} -> {doubled[key]}" for key in keys]
 
 
 def _doubled(value: Any) -> int | str | None:

@@ -33,6 +33,7 @@ class World(eqx.Module):
         step: number of steps taken.
         status: sticky bits (`swarm.status.Status`).
         n_overflow: births that found no slot in this episode.
+        draw: which of `Simulator.draws` its rules are made of; None where no value differs between worlds.
     """
 
     entities: Entities
@@ -42,6 +43,7 @@ class World(eqx.Module):
     step: Int[Array, ""]
     status: Int[Array, ""]
     n_overflow: Int[Array, ""]
+    draw: Int[Array, ""] | None = None
 
 
 class Observation(eqx.Module):

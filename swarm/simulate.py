@@ -3,9 +3,9 @@
 import argparse
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,8 @@ EXAMPLES = """examples:
   python -m swarm.simulate outpost --render outpost.mp4
   python -m swarm.simulate flocking --policy random population.bird.initial=200
   python -m swarm.simulate flocking --record flight.parquet --worlds 4
+  python -m swarm.simulate --replay flight.parquet --render flight.mp4
+  python -m swarm.simulate pursuit 'population.scout.speed={uniform=[3.0, 5.0]}' --worlds 8 --record pursuit.mcap
   python -m swarm.simulate outpost --policy runs/outpost-mppo-0-20250101-120000 --render trained.gif"""
 
 
@@ -27,11 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=Formatter,
     )
-    parser.add_argument("scenario", help="a scenario's name (see python -m swarm) or a .toml file")
+    parser.add_argument("scenario", nargs="?", help="a scenario's name (see python -m swarm) or a .toml file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     parser.add_argument("--policy", default="scripted", help="scripted, random, or a run folder")
     parser.add_argument("--render", metavar="FILE", help="draw the episode: .gif, .mp4, or .png (six moments)")
-    parser.add_argument("--record", metavar="FILE", help="write who was where at each step: .parquet")
+    parser.add_argument("--record", metavar="FILE", help="write who was where at each step: .parquet, .csv, .mcap")
+    parser.add_argument("--replay", metavar="FILE", help="simulate a .parquet recording again, and compare each bit")
     parser.add_argument("--seed", type=int, default=0, help="of the map and the actions")
     parser.add_argument("--steps", type=positive, help="stop earlier than the scenario's own end")
     parser.add_argument("--worlds", type=positive, default=1, help="play and record so many at once; draw the first")
@@ -45,42 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from swarm.config import load, parse_overrides
-
     target = Path(arguments.render) if arguments.render else None
     if target:
         from swarm.render import check_format
 
         check_format(target)
-    scenario = load(arguments.scenario, parse_overrides(arguments.overrides))
-    simulator = scenario.simulator()
-    policy = _policy(arguments.policy, scenario, simulator)
 
-    import jax
-
-    from swarm.episode import play
     from swarm.interrupts import stop_requested
     from swarm.render import Renderer
     from swarm.telemetry import Recorder
 
-    n_steps = min(arguments.steps or int(simulator.max_steps), int(simulator.max_steps))
-    tally = Tally(arguments.worlds)
+    episode = _replayed(arguments) if arguments.replay else _played(arguments)
+    tally = Tally(episode.n_worlds)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requested())
         consumers: list[Any] = [tally]
         if arguments.record:
-            about = {"seed": arguments.seed, "policy": arguments.policy}
-            consumers.append(stack.enter_context(Recorder(Path(arguments.record), scenario, about)))
+            consumers.append(stack.enter_context(Recorder(Path(arguments.record), episode.scenario, episode.about)))
         if target:
-            consumers.append(stack.enter_context(Renderer(target, n_steps)))
-        for chunk in play(
-            simulator,
-            policy,
-            jax.random.key(arguments.seed),
-            n_steps,
-            n_worlds=arguments.worlds,
-            scenario=scenario if arguments.regrow else None,
-        ):
+            consumers.append(stack.enter_context(Renderer(target, episode.n_steps)))
+        for chunk in episode.chunks:
             for consumer in consumers:
                 consumer.write(chunk)
             if stop():
@@ -89,7 +76,53 @@ def _simulate(arguments: argparse.Namespace) -> int:
     for word, path in (("recorded", arguments.record), ("rendered", target)):
         if path:
             print(f"{word}: {path}")
+    if episode.verdict:
+        print(episode.verdict)
     return 0
+
+
+class _Episode(NamedTuple):
+    """What is looked at: the scenario, what a recording says about it, and the chunks of steps."""
+
+    scenario: Any
+    about: dict[str, Any]
+    n_steps: int
+    n_worlds: int
+    chunks: Iterator[Any]
+    verdict: str = ""
+
+
+def _played(arguments: argparse.Namespace) -> _Episode:
+    from swarm.config import load, parse_overrides
+
+    if not arguments.scenario:
+        raise ConfigError("which scenario? name one (python -m swarm lists them), or a recording to --replay")
+    scenario = load(arguments.scenario, parse_overrides(arguments.overrides))
+    simulator = scenario.simulator()
+    policy = _policy(arguments.policy, scenario, simulator)
+
+    import jax
+
+    from swarm.episode import play
+
+    n_steps = min(arguments.steps or int(simulator.max_steps), int(simulator.max_steps))
+    about = {"seed": arguments.seed, "policy": arguments.policy}
+    grows = scenario if arguments.regrow else None
+    key, n_worlds = jax.random.key(arguments.seed), arguments.worlds
+    chunks = play(simulator, policy, key, n_steps, n_worlds=n_worlds, scenario=grows)
+    return _Episode(scenario, about, n_steps, n_worlds, chunks)
+
+
+def _replayed(arguments: argparse.Namespace) -> _Episode:
+    from swarm.telemetry.replay import Recording
+
+    if arguments.scenario:
+        raise ConfigError(f"--replay {arguments.replay}: says all itself; leave out {arguments.scenario}")
+    recording = Recording(Path(arguments.replay))
+    about = {name: recording.about[name] for name in ("seed", "policy") if name in recording.about}
+    verdict = f"replayed: all {recording.n_rows:,} rows of {arguments.replay} are the same, bit for bit"
+    n_steps, n_worlds = recording.n_steps, recording.about["worlds"]
+    return _Episode(recording.scenario, about, n_steps, n_worlds, recording.replay(), verdict)
 
 
 class Tally:

@@ -11,8 +11,23 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from swarm.entities import Entities, spawn
 from swarm.grouping import AbstractGrouping
 from swarm.hierarchy import Hierarchy, form, regroup
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, TimeStep, World
+from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, TimeStep, World
 from swarm.status import Status
+
+# Sets the key of what is drawn apart from those that `reset` splits off.
+_DRAW = 0x64726177
+
+
+class Draws(eqx.Module):
+    """What differs between the draws of values that a scenario gives as distributions.
+
+    Attributes:
+        n: number of draws.
+        arrays: a simulator with arrays stacked along the draws, and None for all that is the same in all of them.
+    """
+
+    n: int = eqx.field(static=True)
+    arrays: PyTree
 
 
 class Simulator(eqx.Module):
@@ -29,27 +44,48 @@ class Simulator(eqx.Module):
         groupings: the rule of each level of the hierarchy above the entities.
         levels: names of the levels, the entities' first.
         max_steps: an episode is truncated after that many steps.
+        draws: of values that differ between worlds, for which `rules` and the rest hold the medians; None: none do.
     """
 
     rules: AbstractRules
     groupings: tuple[AbstractGrouping, ...]
     levels: tuple[str, ...] = eqx.field(static=True)
     max_steps: Int[Array, ""]
+    draws: Draws | None = None
+
+    def of(self, world: World) -> "Simulator":
+        """The simulator with the values that were drawn for a world; itself where none are drawn."""
+        return self._drawn(world.draw)
+
+    def _drawn(self, draw: Int[Array, ""] | None) -> "Simulator":
+        if self.draws is None or draw is None:
+            return self
+        arrays = jax.tree.map(lambda x: x[draw], self.draws.arrays)
+        return eqx.combine(arrays, eqx.tree_at(lambda s: s.draws, self, None))
 
     def reset(self, key: Key[Array, ""]) -> tuple[World, TimeStep]:
         """Start an episode; all of it follows from the key and the actions."""
+        if self.draws is None:
+            return self._reset(key, None)
+        draw = jax.random.randint(jax.random.fold_in(key, _DRAW), (), 0, self.draws.n)
+        return self._drawn(draw)._reset(key, draw)
+
+    def _reset(self, key: Key[Array, ""], draw: Int[Array, ""] | None) -> tuple[World, TimeStep]:
         map_key, episode_key = jax.random.split(key)
         entities, fields, *raised = self.rules.reset(map_key)
         hierarchy = form(self.levels, self.groupings, entities)
         status = functools.reduce(jnp.bitwise_or, raised, visible_status(entities, hierarchy))
         zero = jnp.int32(0)
-        world = World(entities, hierarchy, fields, episode_key, zero, status, zero)
+        world = World(entities, hierarchy, fields, episode_key, zero, status, zero, draw)
         nobody, never = jnp.zeros_like(entities.alive), jnp.zeros((), bool)
         reward = jnp.zeros(entities.n_slots)
         return world, TimeStep(self.rules.observe(world), reward, nobody, nobody, nobody, never, never)
 
     def step(self, world: World, action: Action) -> tuple[World, TimeStep]:
         """Advance a world by one step. Stepping on after the end is allowed; the flags then stay set."""
+        return self.of(world)._step(world, action)
+
+    def _step(self, world: World, action: Action) -> tuple[World, TimeStep]:
         before = world.entities.alive
         key = jax.random.fold_in(world.key, world.step)
         action, bad = usable(action, self.rules.choices)
@@ -65,7 +101,8 @@ class Simulator(eqx.Module):
         status = world.status | outcome.status | visible_status(entities, hierarchy)
         status = status | jnp.where(n_refused > 0, Status.ENTITIES_FULL, 0)
         status = status | jnp.where(jnp.any(before & bad), Status.BAD_ACTION, 0)
-        world = World(entities, hierarchy, fields, world.key, world.step + 1, status, world.n_overflow + n_refused)
+        n_overflow = world.n_overflow + n_refused
+        world = World(entities, hierarchy, fields, world.key, world.step + 1, status, n_overflow, world.draw)
         world_terminated = self.rules.ended(world)
         world_truncated = ~world_terminated & (world.step >= self.max_steps)
         terminated = before & (dying | world_terminated)
@@ -98,6 +135,10 @@ class Simulator(eqx.Module):
         (world, timestep, _), history = jax.lax.scan(body, carry, jax.random.split(key, n_steps))
         return world, timestep, history
 
+    def observe(self, world: World) -> Observation:
+        """What policies may see of a world."""
+        return self.of(world).rules.observe(world)
+
     def metrics(self, world: World) -> dict[str, Array]:
         """The rules' metrics of a world, with the population and what was refused."""
         counts = {
@@ -105,7 +146,7 @@ class Simulator(eqx.Module):
             for kind, name in enumerate(self.rules.kinds)
         }
         general = {"length": world.step, "n_overflow": world.n_overflow}
-        return self.rules.metrics(world) | counts | {k: v.astype(jnp.float32) for k, v in general.items()}
+        return self.of(world).rules.metrics(world) | counts | {k: v.astype(jnp.float32) for k, v in general.items()}
 
 
 def usable(action: Action, choices: tuple[int, ...]) -> tuple[Action, Bool[Array, " n"]]:

@@ -49,7 +49,8 @@ def test_the_command_prints_what_happened_and_writes_what_was_asked_for(colony, 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--record", "a.csv"], ["--record a.csv", "ends in .parquet"]),
+        (["--record", "a.txt"], ["--record a.txt", "ends in .parquet"]),
+        (["--replay", "a.parquet"], ["--replay a.parquet", "leave out"]),
         (["--record", "none/a.parquet"], ["--record none/a.parquet", "No such file"]),
         (["--record", "a.parquet", "--render", "none/a.gif"], ["--render none/a.gif", "does not exist"]),
         (["--record", "a.parquet", "--policy", "scriptd"], ["--policy scriptd", "did you mean 'scripted'?"]),
