@@ -70,7 +70,8 @@ class Patrol(AbstractRules):
         way to the nearest cell that it does not know; what it knows around itself, and in each of 4 x 4 blocks; of the
         nearest others in range: way, relative velocity, whether there is one. No maps.
     Reward: `seen` times the share of the field that a drone sees before anybody, `told` times the share that the base
-        comes to know, in equal parts to all; minus `energy` per full battery drawn; minus `crash`.
+        comes to know, in equal parts to all; minus `energy` per full battery drawn, and as much again when it is
+        charged; minus `crash`.
     End: terminated when the base knows all, or no drone is left; truncated after `steps`. Success is the share of the
         field that the base knows.
     """
@@ -231,7 +232,8 @@ class Patrol(AbstractRules):
         linked = self._linked(entities, fields.base, base_key) & ~crashed
         told = fields.told | jnp.any(known & linked[:, None, None], axis=0)
         known = known | (told[None] & linked[:, None, None])
-        reward = self._reward(before, first, told & ~fields.told, drawn)
+        gained = energy - jnp.where(before.alive, before.stores[:, 0], 0.0)
+        reward = self._reward(before, first, told & ~fields.told, gained)
         reward = reward - jnp.where(crashed, self.reward["crash"], 0.0)
         spent = drawn + jnp.where(crashed, energy, 0.0)
         new = Fields(
@@ -307,15 +309,15 @@ class Patrol(AbstractRules):
         return entities.alive & works & (distance < self.search.radius)
 
     def _reward(
-        self, before: Entities, first: Bool[Array, "n h w"], news: Bool[Array, "h w"], drawn: Float[Array, " n"]
+        self, before: Entities, first: Bool[Array, "n h w"], news: Bool[Array, "h w"], gained: Float[Array, " n"]
     ) -> Float[Array, " n"]:
         n_eyes = jnp.sum(first, axis=0, dtype=jnp.int32)
         shares = jnp.where(first, 1.0 / jnp.maximum(n_eyes, 1)[None], 0.0)
         seen = self.reward["seen"] * jnp.sum(shares, axis=(1, 2)) / self.n_cells
         n_alive = jnp.maximum(jnp.sum(before.alive, dtype=jnp.int32), 1)
         told = self.reward["told"] * jnp.sum(news, dtype=jnp.int32) / (self.n_cells * n_alive)
-        price = rounded(self.reward["energy"] * (drawn / self.battery.capacity[0]))
-        return jnp.where(before.alive, rounded(seen) + rounded(told) - price, 0.0)
+        energy = rounded(self.reward["energy"] * (gained / self.battery.capacity[0]))
+        return jnp.where(before.alive, rounded(seen) + rounded(told) + energy, 0.0)
 
     def ended(self, world: World) -> Bool[Array, ""]:
         """The base knows all, or nobody is left."""

@@ -41,7 +41,7 @@ def test_a_drone_sees_the_cells_below_it_and_the_first_to_see_is_paid(simulator)
     for number, (px, py) in enumerate(APART):
         seen = np.hypot(x - px, y - py) < 1.2
         np.testing.assert_array_equal(np.asarray(after.fields.known[number]), seen)
-    price = 0.3 * 0.2 * 3.6406 / 58.249
+    price = 2.0 * 0.2 * 3.6406 / 58.249
     expected = 10.0 * np.asarray(after.fields.known).sum(axis=(1, 2)) / 256 - price
     np.testing.assert_allclose(timestep.reward, expected, atol=1e-3)
     # Seen once, paid once.
