@@ -103,9 +103,9 @@ def test_two_that_meet_head_on_share_the_effort():
     assert nearest == pytest.approx(1.0, abs=2e-3)
 
 
-def crossing(n, radius_of_circle, n_steps, dt=0.25, radius=1.5, horizon=10.0, k=10, sight=15.0):
+def crossing(n, radius_of_circle, n_steps, jitter=0.0, dt=0.25, radius=1.5, horizon=10.0, k=10, sight=15.0):
     """RVO2's example `Circle`: n agents on a circle go to the opposite point; returns steps and least distance."""
-    angle = 2 * np.pi * np.arange(n) / n
+    angle = 2 * np.pi * (np.arange(n) + jitter * np.random.default_rng(0).uniform(-0.5, 0.5, n)) / n
     start = jnp.asarray(radius_of_circle * np.stack([np.cos(angle), np.sin(angle)], 1), jnp.float32)
     search = AllPairs(Open(jnp.zeros(2), jnp.ones(2)), jnp.float32(sight))
     alive, top = jnp.ones(n, bool), jnp.full(n, SPEED)
@@ -147,10 +147,11 @@ def crossing(n, radius_of_circle, n_steps, dt=0.25, radius=1.5, horizon=10.0, k=
     return int(step), float(least)
 
 
-def test_forty_cross_a_circle():
-    steps, least = crossing(40, 40.0, 1000)
+def test_twenty_cross_a_circle():
+    # In perfect symmetry so few would stand around the middle for long.
+    steps, least = crossing(20, 30.0, 1000, jitter=0.5)
     assert steps < 600
-    assert least > 2.5
+    assert least > 2.8
 
 
 @pytest.mark.slow

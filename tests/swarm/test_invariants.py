@@ -135,7 +135,16 @@ def built(name):
     return Case(name, make(scenario, overrides), make(scenario, doubled))
 
 
-@pytest.fixture(scope="module", params=CASES)
+# What others stand for, too.
+RARE = {"outpost, 1 team", "vicsek", "vicsek, 3D"}
+
+
+def often(names):
+    """Cases as parameters, of which the rare ones are slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in names]
+
+
+@pytest.fixture(scope="module", params=often(CASES))
 def case(request):
     return built(request.param)
 
@@ -294,7 +303,7 @@ def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
     np.testing.assert_allclose(small[1].reward, roomy[1].reward[:, :n], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "patrol"])
+@pytest.mark.parametrize("name", often([*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "patrol"]))
 def test_a_world_alone_is_the_world_in_a_batch(name):
     simulator = built(name).simulator
     worlds, timesteps = reset_batch(simulator, RESET_KEYS)
