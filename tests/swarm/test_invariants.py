@@ -91,6 +91,17 @@ CROSSING = {
     "population.drone.capacity": 10,
     "population.drone.initial": 8,
 }
+VASARHELYI = {
+    "world.size": [60.0, 60.0],
+    "world.pillars": [[20.0, 30.0, 5.0]],
+    "world.steps": 1000,
+    "population.drone.capacity": 12,
+    "population.drone.initial": 9,
+    "population.drone.radius": 6.0,
+    "radio.range": 30.0,
+    "radio.loss": 0.2,
+    "radio.heard": 8,
+}
 CASES = {
     "outpost, 1 team": ("outpost", OUTPOST | {"world.teams": 1}),
     "outpost, 2 teams": ("outpost", OUTPOST | {"world.teams": 2}),
@@ -103,6 +114,7 @@ CASES = {
     "spread": ("spread", SPREAD),
     "pursuit": ("pursuit", PURSUIT),
     "crossing": ("crossing", CROSSING),
+    "vasarhelyi": ("vasarhelyi", VASARHELYI),
 }
 BROAD = ["outpost, 2 teams", "flocking, cell grid", "battle", "pursuit"]
 
@@ -283,7 +295,7 @@ def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
     np.testing.assert_allclose(small[1].reward, roomy[1].reward[:, :n], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*BROAD, "flocking, 3D", "vicsek, 3D", "crossing"])
+@pytest.mark.parametrize("name", [*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "vasarhelyi"])
 def test_a_world_alone_is_the_world_in_a_batch(name):
     simulator = built(name).simulator
     worlds, timesteps = reset_batch(simulator, RESET_KEYS)
