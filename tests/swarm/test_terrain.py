@@ -15,6 +15,7 @@ from swarm.terrain import HeightMap
 
 measure = jax.jit(lambda obstacles, point: obstacles.distance_and_normal(point))
 RNG = np.random.default_rng(0)
+_height = jax.jit(lambda ground, place: ground.height(place))
 SHAPE, LOWER, SPACING = (21, 17), (-5.0, 2.0), (2.0, 3.0)
 ALONG = [low + step * np.arange(n) for low, step, n in zip(LOWER, SPACING, SHAPE, strict=True)]
 X, Y = np.meshgrid(*ALONG, indexing="ij")
@@ -24,6 +25,10 @@ STEEP = float(np.sqrt(1 + SLOPE @ SLOPE))
 
 def array(x):
     return jnp.asarray(x, jnp.float32)
+
+
+def height(ground, place):
+    return np.asarray(_height(ground, array(place)))
 
 
 def plane():
@@ -47,13 +52,13 @@ def test_a_rough_ground_is_never_nearer_than_told():
     point = over_the_map(200, -5, 20)
     fine = np.meshgrid(np.linspace(-5, 35, 401), np.linspace(2, 50, 481), indexing="ij")
     fine = np.stack(fine, axis=-1).reshape(-1, 2)
-    surface = np.concatenate([fine, np.asarray(ground.height(array(fine)))[:, None]], axis=1)
+    surface = np.concatenate([fine, height(ground, fine)[:, None]], axis=1)
     true = np.stack([np.linalg.norm(surface - p, axis=1).min() for p in point])
     distance = np.asarray(measure(ground, array(point))[0])
-    np.testing.assert_array_equal(distance > 0, point[:, 2] > np.asarray(ground.height(array(point[:, :2]))))
+    np.testing.assert_array_equal(distance > 0, point[:, 2] > height(ground, point[:, :2]))
     assert (np.abs(distance) <= true + 1e-3).all()
     # The bound is worth something: not below what the steepest slope of all would give.
-    above = point[:, 2] - np.asarray(ground.height(array(point[:, :2])))
+    above = point[:, 2] - height(ground, point[:, :2])
     assert (np.abs(distance) >= np.abs(above) / np.sqrt(1 + float(ground.steepest) ** 2) - 1e-4).all()
 
 
@@ -61,12 +66,14 @@ def test_heights_are_those_of_the_grid_bilinear_between_and_go_on_beyond():
     heights = RNG.uniform(0, 6, SHAPE)
     ground = HeightMap.of(heights, LOWER, SPACING)
     on_grid = np.stack([X, Y], axis=-1)
-    np.testing.assert_allclose(ground.height(array(on_grid)), heights, atol=1e-4)
-    middle = ground.height(array(on_grid[:-1, :-1] + np.asarray(SPACING) / 2))
+    np.testing.assert_allclose(height(ground, on_grid), heights, atol=1e-4)
+    middle = height(ground, on_grid[:-1, :-1] + np.asarray(SPACING) / 2)
     np.testing.assert_allclose(
         middle, (heights[1:, 1:] + heights[1:, :-1] + heights[:-1, 1:] + heights[:-1, :-1]) / 4, atol=1e-4
     )
-    np.testing.assert_allclose(ground.height(array([[-99, 2], [35, 99]])), [heights[0, 0], heights[-1, -1]], atol=1e-4)
+    np.testing.assert_allclose(
+        height(ground, np.asarray([[-99, 2], [35, 99]])), [heights[0, 0], heights[-1, -1]], atol=1e-4
+    )
 
 
 def cliff():
@@ -119,7 +126,7 @@ def test_who_crashes_and_who_enters_a_closed_zone():
     )
     alive, radius = jnp.arange(8) < 7, jnp.asarray([0.3, 0.5, *[0.5] * 6])
     found = AllPairs(Open(jnp.zeros(3), jnp.ones(3)), jnp.float32(2.0)).find(position, alive)
-    lost = crashed(found, city, position, radius, alive)
+    lost = jax.jit(crashed)(found, city, position, radius, alive)
     # Each other, the ground, a building.
     np.testing.assert_array_equal(lost, [True, True, False, True, False, True, False, False])
     np.testing.assert_array_equal(np.flatnonzero(touches(zone, position, radius)), [2])
