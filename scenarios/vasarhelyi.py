@@ -52,13 +52,15 @@ class Vasarhelyi(AbstractRules):
     Actions: two commands in [-1, 1]: velocity as a share of the highest speed, together at most 1.
     Motion: the velocity follows its command with a lag of `tau`, at most `acceleration`, exactly within a step; then it
         is pushed at random. The authors' controller acts on the measured velocity, this one on the true one.
-    World: an arena whose walls do not stop anybody, and pillars that do not, either: who is beyond one is counted.
+    World: an arena whose walls do not stop anybody, and pillars that do not, either: who is beyond one is counted, and
+        so is who is too near another one; nobody is hurt. Distances are looked at once a step.
     Knowledge: a GPS tells a drone where it is and how fast it flies. It sends that to those within range, who get it a
         delay later, unless it is lost.
     Observation, for each drone: measured velocity, place in the arena, nearness of the nearest pillar and way out of
         it; of the nearest others that it has word of: way and relative velocity, whether there is one. No maps.
     Reward: `alignment` times the mean cosine between own velocity and those within range; `speed` times 1 less the
-        share that the speed is off by; minus `collision` for each other nearer than `radius`; minus `outside`.
+        share that the speed is off by; minus `collision` for each other nearer than `collision_distance`; minus
+        `outside`.
     End: never terminated, truncated after `steps`. Success is an end with a correlation above 0.9 and no collision.
     """
 
@@ -79,7 +81,7 @@ class Vasarhelyi(AbstractRules):
     size: Float[Array, " 2"]
     speed: Float[Array, ""]
     push: Float[Array, ""]
-    radius: Float[Array, ""]
+    collision_distance: Float[Array, ""]
     time_step: Float[Array, ""]
     reward: dict[str, Float[Array, ""]]
     flock: dict[str, Float[Array, ""]]
@@ -98,12 +100,12 @@ class Vasarhelyi(AbstractRules):
             search=neighbor_search(Open(jnp.zeros(2), size), radio.range, drone.capacity, config.search),
             dynamics=VelocityLag(*(jnp.full(1, x, jnp.float32) for x in (drone.tau, drone.acceleration, drone.speed))),
             gps=gps(dt, 1.0 / dt, 2, errors.drift, errors.drift_time, 0.0, errors.velocity_noise),
-            radio=NearestRadio(loss, round(radio.delay / dt), radio.heard),
+            radio=NearestRadio(loss, delay=round(radio.delay / dt), k=radio.heard),
             pillars=Balls(discs[:, :2], discs[:, 2]),
             size=size,
             speed=jnp.float32(drone.speed),
             push=jnp.float32(drone.push),
-            radius=jnp.float32(drone.radius),
+            collision_distance=jnp.float32(drone.collision_distance),
             time_step=jnp.float32(dt),
             reward={k: jnp.float32(v) for k, v in config.reward},
             flock={k: jnp.float32(v) for k, v in config.flock},
@@ -135,13 +137,13 @@ class Vasarhelyi(AbstractRules):
         return {"others": rows_of(N_OWN, self.n_seen, N_FEATURES)}
 
     def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
-        """Place drones at rest, each somewhere in a cell of a grid, at least a diameter apart; out of pillars."""
+        """Place drones at rest, each in its cell of a grid, at least twice the collision distance apart; out of pillars."""
         n, (place_key, gps_key, mail_key) = self.initial, jax.random.split(key, 3)
-        side = grid_side(n)
+        side, apart = grid_side(n), self.collision_distance
         draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(place_key, i), (2,)))(jnp.arange(n))
         cell, width = jnp.stack([jnp.arange(n) % side, jnp.arange(n) // side], axis=1), self.size[None] / side
-        place = rounded((cell + 0.5) * width) + rounded((draw - 0.5) * (width - 2.0 * self.radius))
-        place, _ = collide(self.pillars, place, jnp.zeros_like(place), jnp.full(n, self.radius), jnp.float32(0.0))
+        place = rounded((cell + 0.5) * width) + rounded((draw - 0.5) * (width - 2.0 * apart))
+        place, _ = collide(self.pillars, place, jnp.zeros_like(place), jnp.full(n, apart), jnp.float32(0.0))
         none = jnp.zeros(n, jnp.int32)
         births = Spawn(jnp.ones(n, bool), none, none, place, jnp.zeros(n), jnp.zeros((n, 0)))
         entities, _ = spawn(Entities.empty(self.n_slots, 2, 0), births)
@@ -182,7 +184,9 @@ class Vasarhelyi(AbstractRules):
         mail, letters = self.radio.step(fields.mail, found, named, reading.value, mail_key)
 
         def pair(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
-            return jnp.stack([jnp.where(distance < self.radius, 1.0, 0.0), jnp.ones_like(distance), *theirs])
+            return jnp.stack(
+                [jnp.where(distance < self.collision_distance, 1.0, 0.0), jnp.ones_like(distance), *theirs]
+            )
 
         sums = found.sum(pair, _unit(truth[:, 2:]))
         nearest = found.min(lambda way, distance, mine, theirs: distance[None], truth[:, :0])
@@ -258,7 +262,7 @@ class Vasarhelyi(AbstractRules):
         correlation: mean cosine between the velocities of two drones that are joined by chains of drones within range.
         flocked: whether it is above 0.9 and nobody has collided.
         speed: mean, metres per second.
-        collisions: share of pairs nearer than `radius`, mean over the steps so far.
+        collisions: share of pairs nearer than `collision_distance`, mean over the steps so far.
         least: smallest distance between two drones so far, metres; at most the range.
         outside: share of drones outside of the arena or in a pillar, mean over the steps so far.
         clusters: sets joined by chains of drones within range.
@@ -295,7 +299,7 @@ class Vasarhelyi(AbstractRules):
             axes.add_patch(Circle((x, y), radius, color="0.7"))
         place, way = (x[np.asarray(entities.alive)] for x in (entities.position, entities.velocity))
         colour = {"cmap": "hsv", "clim": (-np.pi, np.pi), "pivot": "mid"}
-        axes.quiver(*place.T, *way.T, np.arctan2(way[:, 1], way[:, 0]), **colour, scale=130, width=0.005)
+        axes.quiver(*place.T, *way.T, np.arctan2(way[:, 1], way[:, 0]), **colour, scale=90, width=0.006)
         room = 0.08 * size
         axes.set(xlim=(-room[0], size[0] + room[0]), ylim=(-room[1], size[1] + room[1]))
         axes.set(xticks=[], yticks=[], aspect="equal")

@@ -33,7 +33,7 @@ class DroneTable(Population):
     Attributes:
         tau: time constant of the velocity's lag, seconds.
         push: diffusion of the velocity by wind and imperfect control, m^2/s^3; per axis.
-        radius: drones nearer than this collide, metres.
+        collision_distance: drones nearer than this collide, metres.
     """
 
     initial: int = pydantic.Field(ge=2)
@@ -41,7 +41,7 @@ class DroneTable(Population):
     tau: float = Positive
     acceleration: float = Positive
     push: float = Amount
-    radius: float = Positive
+    collision_distance: float = Positive
 
 
 class PopulationTable(Table):
@@ -132,15 +132,16 @@ class VasarhelyiConfig(ScenarioConfig):
             )
         for name, value, other, least in (
             ("radio.heard", radio.heard, "observation.others", self.observation.others),
-            ("radio.range", radio.range, "population.drone.radius", drone.radius),
+            ("radio.range", radio.range, "population.drone.collision_distance", drone.collision_distance),
             ("population.drone.speed", drone.speed, "flock.v_flock", self.flock.v_flock),
         ):
             if value < least:
                 raise ValueError(f"{name} = {value:g} is less than {other} = {least:g}; raise it, or lower the other")
         side = grid_side(drone.initial)
-        if min(self.world.size) / side < 2 * drone.radius:
+        if min(self.world.size) / side < 2 * drone.collision_distance:
             raise ValueError(
                 f"population.drone.initial = {drone.initial} drones start on a grid of {side} x {side} in world.size = "
-                f"{list(self.world.size)}, nearer than two radii ({drone.radius:g} m each); enlarge the world"
+                f"{list(self.world.size)}, nearer than twice collision_distance = {drone.collision_distance:g} m; "
+                "enlarge the world"
             )
         return self

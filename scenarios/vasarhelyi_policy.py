@@ -1,4 +1,9 @@
-"""The flocking model of Vasarhelyi et al. 2018: the scripted policy of drones that flock in an arena."""
+"""The scripted policy of drones that flock in an arena: the model of Vasarhelyi et al. 2018.
+
+Source: G. Vasarhelyi, C. Viragh, G. Somorjai, T. Nepusz, A. Eiben, T. Vicsek, "Optimized flocking of autonomous drones
+in confined environments" (2018), Science Robotics 3, eaat3536; of its details the authors' simulator robotsim, which
+limits the repulsion by each other drone, too.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
@@ -12,7 +17,7 @@ from swarm.vectors import clipped, norm
 def braking_curve(
     distance: Float[Array, "*v"], acceleration: Float[Array, ""], gain: Float[Array, ""]
 ) -> Float[Array, "*v"]:
-    """Highest speed D(r, a, p) at a distance r from where to stop, metres per second (eq. 2).
+    """Highest speed D(r, a, p) at a distance r from where to stop, metres per second.
 
     0 behind it, r p near it, and sqrt(2 a r - a^2 / p^2) from r = a / p^2 on: constant deceleration a. Both parts meet
     with the same slope.
@@ -32,21 +37,21 @@ def braking_curve(
 def repulsion(
     way: Float[Array, "n k 2"], known: Bool[Array, "n k"], reach: Float[Array, ""], gain: Float[Array, ""]
 ) -> Float[Array, "n 2"]:
-    """Sum of p (r0 - r_ij) away from each other nearer than r0 (eq. 1); metres per second."""
+    """Sum of p (r0 - r_ij) away from each other nearer than r0, metres per second."""
     distance = norm(way)
     push = jnp.where(known & (distance > 0), gain * jnp.maximum(reach - distance, 0.0), 0.0)
     return -jnp.sum((push / jnp.where(distance > 0, distance, 1.0))[..., None] * way, axis=1)
 
 
 def damped(relative: Float[Array, "n k 2"], allowed: Float[Array, "n k"]) -> Float[Array, "n k 2"]:
-    """What each relative velocity has beyond the speed allowed; along it, metres per second (eq. 4 and 6)."""
+    """What each relative velocity has beyond the speed allowed, along it; metres per second."""
     speed = norm(relative)
     share = jnp.maximum(speed - allowed, 0.0) / jnp.where(speed > 0, speed, 1.0)
     return share[..., None] * relative
 
 
 class Flock(AbstractPolicy):
-    """Own direction at v_flock, repulsion, alignment and walls, at most v_max (eq. 1 to 8).
+    """Own direction at v_flock, repulsion, alignment and walls, at most v_max.
 
     Alignment ("friction") takes c_frict of what the velocity relative to another one has beyond max(v_frict, D(r_ij -
     r0_frict, a_frict, p_frict)). At each wall and pillar a "shill" agent flies inward (out of the pillar) at v_shill,

@@ -61,7 +61,7 @@ def late(values):
 
 
 def without_pillar(simulator, **flock):
-    far = eqx.tree_at(lambda s: s.rules.pillars.centre, simulator, jnp.full((1, 2), -1000.0))
+    far = eqx.tree_at(lambda s: s.rules.pillars.centre, simulator, jnp.full((1, 2), -1000.0, jnp.float32))
     return eqx.tree_at(lambda s: s.rules.flock, far, far.rules.flock | flock)
 
 
@@ -137,7 +137,7 @@ def test_correlation_is_within_clusters():
     alive = jnp.asarray([True] * 6 + [False])
     found = AllPairs(Open(jnp.zeros(2), jnp.full(2, 100.0)), jnp.float32(1.5)).find(place, alive)
     # Of the three that make a chain: (1 + 0) / 2 twice, and 0; of the two 1 each; alone 0.
-    assert float(order.correlation(found, direction, alive)) == pytest.approx((0.5 + 0.5 + 0 + 1 + 1 + 0) / 6)
+    assert float(jax.jit(order.correlation)(found, direction, alive)) == pytest.approx((0.5 + 0.5 + 0 + 1 + 1 + 0) / 6)
 
 
 @pytest.mark.parametrize(

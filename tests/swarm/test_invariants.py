@@ -97,7 +97,7 @@ VASARHELYI = {
     "world.steps": 1000,
     "population.drone.capacity": 12,
     "population.drone.initial": 9,
-    "population.drone.radius": 6.0,
+    "population.drone.collision_distance": 6.0,
     "radio.range": 30.0,
     "radio.loss": 0.2,
     "radio.heard": 8,
