@@ -137,7 +137,7 @@ class Vasarhelyi(AbstractRules):
         return {"others": rows_of(N_OWN, self.n_seen, N_FEATURES)}
 
     def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
-        """Place drones at rest, each in its cell of a grid, at least twice the collision distance apart; out of pillars."""
+        """Place drones at rest, each in its cell of a grid, at least twice `collision_distance` apart."""
         n, (place_key, gps_key, mail_key) = self.initial, jax.random.split(key, 3)
         side, apart = grid_side(n), self.collision_distance
         draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(place_key, i), (2,)))(jnp.arange(n))
