@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from swarm.grouping.components import lowest_reachable
 from swarm.neighbors import Among, Neighbors
 from swarm.space import Periodic, length
-from swarm.vectors import norm
+from swarm.vectors import dot, norm
 
 
 def mean(values: Float[Array, " n"], alive: Bool[Array, " n"]) -> Float[Array, ""]:
@@ -50,3 +50,19 @@ def cluster_count(near: Neighbors, alive: Bool[Array, " n"]) -> Float[Array, ""]
     """Number of sets joined by chains of neighbours, a lone one included."""
     root = lowest_reachable(jax.lax.stop_gradient(near), Among(jnp.where(alive, 0, -1), same=True))
     return jnp.sum(alive & (root == jnp.arange(alive.shape[0])), dtype=jnp.float32)
+
+
+def correlation(near: Neighbors, direction: Float[Array, "n d"], alive: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Mean over entities of the mean cosine with the others of their cluster (Vasarhelyi et al. 2018); 0 for lone ones.
+
+    Args:
+        near: clusters are joined by chains of neighbours.
+        direction: unit velocities; 0 for who stands still, and for the dead.
+        alive: who counts.
+    """
+    n = alive.shape[0]
+    root = lowest_reachable(jax.lax.stop_gradient(near), Among(jnp.where(alive, 0, -1), same=True))
+    rows = jnp.where(alive[:, None], jnp.concatenate([jnp.ones((n, 1)), direction], axis=1), 0.0)
+    sums = jax.ops.segment_sum(rows, root, n)[root]
+    others = (sums - rows)[:, 1:]
+    return mean(dot(direction, others) / jnp.maximum(sums[:, 0] - 1.0, 1.0), alive)

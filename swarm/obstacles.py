@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from swarm.space import rounded
+from swarm.neighbors import Neighbors
+from swarm.space import length, rounded
 from swarm.vectors import dot, norm
 
 
@@ -103,6 +104,33 @@ def blocked(
 
     begin = jnp.zeros_like(size), jnp.zeros(size.shape, bool)
     return jax.lax.scan(advance, begin, length=n_samples + 1)[0][1]
+
+
+def touches(
+    obstacles: AbstractObstacles, position: Float[Array, "n d"], radius: Float[Array, " n"]
+) -> Bool[Array, " n"]:
+    """Whose ball (radius in metres) reaches into an obstacle: a surface, or a volume that nobody may fly in."""
+    return obstacles.distance(position) <= radius
+
+
+def crashed(
+    found: Neighbors,
+    obstacles: AbstractObstacles,
+    position: Float[Array, "n d"],
+    radius: Float[Array, " n"],
+    alive: Bool[Array, " n"],
+) -> Bool[Array, " n"]:
+    """Which of the living touch an obstacle, or each other; what comes of it is up to the scenario.
+
+    Args:
+        found: who is near whom, by a search at least two of the largest radii wide.
+        obstacles: what is solid.
+        position: metres.
+        radius: of each ball, metres.
+        alive: who counts.
+    """
+    gap = found.min(lambda way, distance, mine, theirs: distance - mine - theirs, radius[:, None])[:, 0]
+    return alive & ((gap <= 0) | touches(obstacles, position, radius))
 
 
 class Balls(AbstractObstacles):
@@ -200,6 +228,29 @@ class Polygons(AbstractObstacles):
         rise = jnp.where(straddles, end[..., 1] - start[..., 1], 1.0)
         crossing = start[..., 0] + (y - start[..., 1]) / rise * (end[..., 0] - start[..., 0])
         return jnp.sum(straddles & (x < crossing), axis=1) % 2 == 1
+
+
+class Extruded(AbstractObstacles):
+    """Shapes of the plane, as far as from one height to another: buildings, zones closed to flight up to a height.
+
+    Attributes:
+        base: seen from above.
+        bottom: metres.
+        top: metres; may be infinite, as the bottom may.
+    """
+
+    base: AbstractObstacles
+    bottom: Float[Array, ""]
+    top: Float[Array, ""]
+
+    def of_point(self, point: Float[Array, " d"]) -> Float[Array, ""]:
+        """Outside the distance to the nearest point, inside to the nearest face (Quilez, 3D SDFs)."""
+        beside, height = self.base.of_point(point[:2]), point[2]
+        over = jnp.where(height - self.bottom < self.top - height, self.bottom - height, height - self.top)
+        # Also where there are no shapes, and at an infinite height, whose gradients are not to be NaN.
+        away = (beside > 0) & (over > 0) & jnp.isfinite(beside) & jnp.isfinite(over)
+        corner = length([jnp.where(away, beside, 1.0), jnp.where(away, over, 1.0)])
+        return jnp.where(away, corner, jnp.maximum(beside, over))
 
 
 class Union(AbstractObstacles):

@@ -54,6 +54,8 @@ def test_the_blocks_of_physics_run(lenient):
     names = run_blocks("docs/physics.md")
     assert names["losses"][-1] < 0.8 * names["losses"][0]
     assert float(names["battery"].capacity[0] / names["hovering"][0]) == pytest.approx(7 * 60, abs=10)
+    assert names["lost"].tolist() == [True, True, True, False]
+    assert names["trespassing"].tolist() == [False, False, False, True]
     seen, hidden = (float((names["heard"] == u).any(axis=1).mean()) for u in (1, 2))
     assert 0.6 < seen < 0.8
     assert 0 < hidden < 0.2

@@ -101,6 +101,17 @@ PATROL = {
     "energy.pad": 1.5,
     "radio.range": 3.0,
 }
+VASARHELYI = {
+    "world.size": [60.0, 60.0],
+    "world.pillars": [[20.0, 30.0, 5.0]],
+    "world.steps": 1000,
+    "population.drone.capacity": 12,
+    "population.drone.initial": 9,
+    "population.drone.collision_distance": 6.0,
+    "radio.range": 30.0,
+    "radio.loss": 0.2,
+    "radio.heard": 8,
+}
 CASES = {
     "outpost, 1 team": ("outpost", OUTPOST | {"world.teams": 1}),
     "outpost, 2 teams": ("outpost", OUTPOST | {"world.teams": 2}),
@@ -114,6 +125,7 @@ CASES = {
     "pursuit": ("pursuit", PURSUIT),
     "crossing": ("crossing", CROSSING),
     "patrol": ("patrol", PATROL),
+    "vasarhelyi": ("vasarhelyi", VASARHELYI),
 }
 BROAD = ["outpost, 2 teams", "flocking, cell grid", "battle", "pursuit"]
 
@@ -303,7 +315,7 @@ def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
     np.testing.assert_allclose(small[1].reward, roomy[1].reward[:, :n], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", often([*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "patrol"]))
+@pytest.mark.parametrize("name", often([*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "patrol", "vasarhelyi"]))
 def test_a_world_alone_is_the_world_in_a_batch(name):
     simulator = built(name).simulator
     worlds, timesteps = reset_batch(simulator, RESET_KEYS)
