@@ -57,7 +57,8 @@ class Fields(eqx.Module):
 class Patrol(AbstractRules):
     """Drones cover a field.
 
-    Who: `drone`; one team. They start above the pad of their base, which stands anywhere in the field. None is born.
+    Who: `drone`; one team. They start above the pad of their base, which stands anywhere in the field, with batteries
+        more or less full. None is born.
     Actions: two commands in [-1, 1]: velocity east and north, as shares of the highest speed, together at most 1. The
         drone's own controller follows it and holds the altitude.
     World: a field of cells. A drone sees the cells within its `footprint`. Wind and turbulence push. Flight draws on
@@ -95,6 +96,7 @@ class Patrol(AbstractRules):
     battery: Battery
     hover: Float[Array, ""]
     charge: Float[Array, ""]
+    first: Float[Array, " 2"]
     pad: Float[Array, ""]
     size: Float[Array, " 2"]
     altitude: Float[Array, ""]
@@ -126,6 +128,7 @@ class Patrol(AbstractRules):
             battery=Battery.of([energy.endurance * float(hover)]),
             hover=hover,
             charge=jnp.float32(energy.charge),
+            first=jnp.asarray(energy.first, jnp.float32),
             pad=jnp.float32(energy.pad),
             size=jnp.asarray(world.size, jnp.float32),
             altitude=jnp.float32(world.altitude),
@@ -188,13 +191,15 @@ class Patrol(AbstractRules):
     def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
         """Put the base somewhere, and the drones on a spiral above its pad."""
         n, h, w = self.initial, *self.cells
+        base_key, charge_key = jax.random.split(key)
         inner = self.size - 2.0 * self.pad
-        middle = self.pad + rounded(jax.random.uniform(key, (2,)) * inner)
+        middle = self.pad + rounded(jax.random.uniform(base_key, (2,)) * inner)
         base = jnp.concatenate([middle, self.altitude[None]])
         way = jnp.concatenate([self.berths[:n], jnp.zeros((n, 1))], axis=1)
         none = jnp.zeros(n, jnp.int32)
-        full = jnp.broadcast_to(self.battery.capacity[:1, None], (n, 1))
-        births = Spawn(jnp.ones(n, bool), none, none, base[None] + way, jnp.zeros(n), full)
+        draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(charge_key, i)))(jnp.arange(n))
+        energy = self.battery.capacity[0] * (self.first[0] + rounded(draw * (self.first[1] - self.first[0])))
+        births = Spawn(jnp.ones(n, bool), none, none, base[None] + way, jnp.zeros(n), energy[:, None])
         entities, _ = spawn(Entities.empty(self.n_slots, 3, 1), births)
         found = self.search.find(entities.position, entities.alive)
         fields = Fields(

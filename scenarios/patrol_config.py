@@ -42,8 +42,16 @@ class EnergyTable(Table):
     efficiency: float
     avionics: float
     endurance: float = Positive
+    first: tuple[float, float]
     charge: float = Positive
     pad: float = Positive
+
+    @pydantic.field_validator("first")
+    @classmethod
+    def _share(cls, first: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < first[0] <= first[1] <= 1:
+            raise ValueError(f"first = {list(first)}: expected 0 < least <= greatest <= 1")
+        return first
 
 
 class RadioTable(Table):

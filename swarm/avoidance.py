@@ -123,28 +123,27 @@ def _solve(goal: Float[Array, " d"], speed: Float[Array, ""], spaces: HalfSpaces
     found, failed = _closest(goal, speed, spaces)
     number = jnp.arange(spaces.active.shape[0])
 
-    def relax(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def relax(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         """Miss constraint i by no more than those before it (RVO2's linear program 3, in space 4)."""
-        x, worst = carry
+        x, worst, i = carry
         normal, offset, active = spaces[i]
         lack = offset - dot(normal, x)
         # Where both are missed alike.
         between = spaces.normal - normal[None]
         size = norm(between)
         tells = (size > _EPSILON) & (number < i) & (number >= n_hard)
-        ridge = HalfSpaces(
-            between / jnp.where(size > _EPSILON, size, 1.0)[:, None],
-            (spaces.offset - offset) / jnp.where(size > _EPSILON, size, 1.0),
-            spaces.active & tells,
-        )
+        size = jnp.where(size > _EPSILON, size, 1.0)
+        ridge = HalfSpaces(between / size[:, None], (spaces.offset - offset) / size, spaces.active & tells)
         rigid = spaces.given(number < n_hard)
         ways = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rigid, ridge)
         better, fault = _closest(normal * (_FAR * speed), speed, ways)
-        worse = active & (i >= failed) & (lack > worst)
+        worse = active & (lack > worst)
         x = jnp.where(worse & (fault >= ways.active.shape[0]), better, x)
-        return x, jnp.where(worse, offset - dot(normal, x), worst)
+        return x, jnp.where(worse, offset - dot(normal, x), worst), i + 1
 
-    return jax.lax.fori_loop(n_hard, spaces.active.shape[0], relax, (found, jnp.zeros_like(speed)))[0]
+    start = found, jnp.zeros_like(speed), jnp.maximum(failed, n_hard)
+    # Nothing is done for a batch in which all is allowed.
+    return jax.lax.while_loop(lambda carry: carry[2] < spaces.active.shape[0], relax, start)[0]
 
 
 def _closest(
@@ -160,14 +159,20 @@ def _closest(
         return _closest_on_line(goal, radius, spaces)
     number = jnp.arange(k)
 
-    def add(i: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, failed = carry
-        normal, offset, active = spaces[i]
-        missed = active & (failed == k) & (dot(normal, x) < offset)
-        moved, fits = _closest_on_plane(goal, radius, normal, offset, spaces.given(number < i))
-        return jnp.where(missed & fits, moved, x), jnp.where(missed & ~fits, i, failed)
+    def missed(carry: tuple[Array, Array, Array]) -> Bool[Array, " k"]:
+        x, failed, last = carry
+        return (spaces.lack(x) > 0) & (number > last) & (failed == k)
 
-    return jax.lax.fori_loop(0, k, add, (clipped(goal, radius), jnp.int32(k)))
+    def add(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, failed, _ = carry
+        i = jnp.argmax(missed(carry)).astype(jnp.int32)
+        normal, offset, _ = spaces[i]
+        moved, fits = _closest_on_plane(goal, radius, normal, offset, spaces.given(number < i))
+        return jnp.where(fits, moved, x), jnp.where(fits, failed, i), i
+
+    start = clipped(goal, radius), jnp.int32(k), jnp.int32(-1)
+    x, failed, _ = jax.lax.while_loop(lambda carry: jnp.any(missed(carry)), add, start)
+    return x, failed
 
 
 def _closest_on_plane(
