@@ -118,7 +118,7 @@ class Patrol(AbstractRules):
         return cls(
             capacity=drone.capacity,
             initial=drone.initial,
-            cells=world.cells[::-1],
+            cells=(world.cells[1], world.cells[0]),
             n_seen=config.observation.others,
             window=config.observation.window,
             search=neighbor_search(volume, config.radio.range, drone.capacity, config.search),
