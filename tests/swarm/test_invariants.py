@@ -148,7 +148,7 @@ def built(name):
 
 
 # What others stand for, too.
-RARE = {"outpost, 1 team", "vicsek", "vicsek, 3D"}
+RARE = {"outpost, 1 team", "vicsek", "vicsek, 3D", "vasarhelyi"}
 
 
 def often(names):

@@ -215,7 +215,7 @@ def test_a_learner_on_two_devices_learns_the_same():
 # Failure.
 
 
-@pytest.mark.parametrize("actors", [0, 2])
+@pytest.mark.parametrize("actors", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_crash_ends_the_run_with_its_error_and_a_checkpoint(actors, tmp_path, capsys):
     # Each of four worlds in a process steps 16 times an update.
     words = [SIGNS, "environment=hosts:Bomb", "options.fuse=40", f"training.impala.actors={actors}"]
