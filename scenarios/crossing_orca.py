@@ -20,7 +20,7 @@ class Orca(AbstractPolicy):
         flying, margin = rules.flying, rules.orca["margin"]
         alive, top = entities.alive[:, None], jnp.broadcast_to(flying.speed, entities.alive.shape)
         velocity = jnp.where(alive, entities.velocity, 0.0)
-        # Half of the way in each second: the velocity follows with lag.
+        # The whole way in a second, which is slower near the goal: the velocity follows with lag.
         wanted = clipped(jnp.where(alive, fields.goal - entities.position, 0.0), top)
         room, normal = rules.surfaces(entities, fields.pillars)
         hard = walls(room - margin, normal, rules.orca["wall_horizon"], flying.time_step)

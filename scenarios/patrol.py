@@ -281,8 +281,7 @@ class Patrol(AbstractRules):
         kind = jnp.zeros(n, jnp.int32)
         watts = jnp.where(alive, self.power.of_flight(velocity, kind, jnp.zeros(n)), 0.0)
         # A column as high as anybody flies: charging is by contact or from near above.
-        pads = Pads.of(base[None], 1.0, 1.0)
-        pads = eqx.tree_at(lambda p: (p.radius, p.power), pads, (self.pad, self.charge * self.hover))
+        pads = Pads(base[None], self.pad, self.charge * self.hover, jnp.float32(1.0))
         supplied = pads.supply(self.search.space, entities.position.at[:, 2].set(base[2]), alive)
         energy = jnp.where(alive, entities.stores[:, 0], 0.0)
         return self.battery.step(energy, kind, watts, supplied, dt), watts * dt

@@ -113,6 +113,11 @@ class PatrolConfig(ScenarioConfig):
     @pydantic.model_validator(mode="after")
     def _fits(self) -> "PatrolConfig":
         world, drone = self.world, self.population.drone
+        if self.radio.range <= 2 * drone.radius:
+            raise ValueError(
+                f"radio.range = {self.radio.range:g} is shorter than two radii of a drone, within which others are "
+                "looked for; raise it"
+            )
         if 2 * self.energy.pad > min(world.size):
             raise ValueError(
                 f"energy.pad = {self.energy.pad:g} is wider than world.size = {list(world.size)}; lower it"

@@ -126,6 +126,7 @@ def test_reciprocal_avoidance_brings_more_across_than_flying_straight_ahead(flow
     [
         ({"population.drone.initial": 1, "population.drone.capacity": 1}, "nobody to swap places with"),
         ({"population.drone.initial": 80, "population.drone.capacity": 80}, "start within each other's radius"),
+        ({"observation.sight": 0.2}, "nobody could crash"),
         ({"world.circle": 3.9}, "does not fit into world.size"),
         ({"world.pillar_radius": 1.6}, "would reach the circle"),
         ({"population.drone.airframe": "cf2y"}, "cf2x"),

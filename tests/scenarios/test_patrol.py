@@ -121,6 +121,7 @@ def test_the_scripted_policy_covers_more_than_chance_and_loses_nobody():
         ({"energy.pad": 9.0}, "wider than world.size"),
         ({"energy.efficiency": 1.5}, "efficiency"),
         ({"radio.loss": 1.5}, "radio.loss"),
+        ({"radio.range": 0.2}, "shorter than two radii"),
         ({"observation.window": 4}, "an odd number"),
     ],
 )
