@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from swarm.entities import Entities
 from swarm.neighbors import Nearest
-from swarm.vectors import dot, norm
+from swarm.vectors import dot, norm, unit
 
 # Surfaces nearer than this are steered clear of; metres.
 MARGIN = 1.5
@@ -49,10 +49,10 @@ def flee(
 ) -> Float[Array, "n 2"]:
     """Run from foes nearer than `panic`, the nearer the more; stroll where there are none."""
     near = foes.valid & (foes.distance < panic)
-    way = _unit(foes.displacement)
+    way = unit(foes.displacement)
     fear = jnp.where(near, jnp.square(1.0 - foes.distance / panic) + 1e-3, 0.0)
     away = -_sum(fear[:, :, None] * way)
-    wanted = jnp.where(jnp.any(near, axis=1)[:, None], _unit(away), CALM * _stroll(entities, time))
+    wanted = jnp.where(jnp.any(near, axis=1)[:, None], unit(away), CALM * _stroll(entities, time))
     return clear_of(wanted, surfaces, jnp.any(near, axis=1))
 
 
@@ -71,9 +71,9 @@ def chase(
     goal, follows = _goal(entities, sight, speed)
     apart = jnp.where(follows, APART, APART_SEARCHING)
     crowd = jnp.maximum(1.0 - sight.mates.distance / apart[:, None], 0.0)
-    away = -_sum(jnp.where(sight.mates.valid, crowd, 0.0)[:, :, None] * _unit(sight.mates.displacement))
-    ahead = jnp.where(follows[:, None], _unit(goal), 0.7 * _stroll(entities, time))
-    return clear_of(_unit(ahead + 0.6 * away), surfaces, follows)
+    away = -_sum(jnp.where(sight.mates.valid, crowd, 0.0)[:, :, None] * unit(sight.mates.displacement))
+    ahead = jnp.where(follows[:, None], unit(goal), 0.7 * _stroll(entities, time))
+    return clear_of(unit(ahead + 0.6 * away), surfaces, follows)
 
 
 def _goal(entities: Entities, sight: Sight, speed: Array) -> tuple[Float[Array, "n 2"], Bool[Array, " n"]]:
@@ -106,7 +106,7 @@ def clear_of(
         side = jnp.where(dot(wanted, left) >= 0, 1.0, -1.0)
         turn = jnp.where(along[:, None], surface.normal + side[:, None] * left, 3.0 * surface.normal)
         wanted = wanted + into[:, None] * turn
-    return _unit(wanted) * size[:, None]
+    return unit(wanted) * size[:, None]
 
 
 def _stroll(entities: Entities, time: Float[Array, ""]) -> Float[Array, "n 2"]:
@@ -114,15 +114,9 @@ def _stroll(entities: Entities, time: Float[Array, ""]) -> Float[Array, "n 2"]:
     phase = GOLDEN_ANGLE * entities.uid.astype(jnp.float32)
     rest = norm(entities.velocity) < 0.05
     start = jnp.stack([jnp.cos(phase), jnp.sin(phase)], axis=1)
-    x, y = jnp.where(rest[:, None], start, _unit(entities.velocity)).T
+    x, y = jnp.where(rest[:, None], start, unit(entities.velocity)).T
     bend = 0.3 * jnp.sin(0.5 * time + phase)
     return jnp.stack([x * jnp.cos(bend) - y * jnp.sin(bend), y * jnp.cos(bend) + x * jnp.sin(bend)], axis=1)
-
-
-def _unit(vector: Float[Array, "*v 2"]) -> Float[Array, "*v 2"]:
-    """Direction of a vector; 0 of 0."""
-    size = norm(vector)
-    return vector / jnp.where(size > 0, size, 1.0)[..., None]
 
 
 def _sum(vectors: Float[Array, "n k 2"]) -> Float[Array, "n 2"]:

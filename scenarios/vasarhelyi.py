@@ -18,7 +18,7 @@ from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, O
 from swarm.search import neighbor_search
 from swarm.sensors import Sensor, Track, gps
 from swarm.space import Open, rounded
-from swarm.vectors import clipped, norm
+from swarm.vectors import clipped, norm, unit
 
 N_OWN, N_FEATURES = 7, 5
 
@@ -188,7 +188,7 @@ class Vasarhelyi(AbstractRules):
                 [jnp.where(distance < self.collision_distance, 1.0, 0.0), jnp.ones_like(distance), *theirs]
             )
 
-        sums = found.sum(pair, _unit(truth[:, 2:]))
+        sums = found.sum(pair, unit(truth[:, 2:]))
         nearest = found.min(lambda way, distance, mine, theirs: distance[None], truth[:, :0])
         n = jnp.maximum(jnp.sum(alive), 2)
         fields = Fields(
@@ -209,7 +209,7 @@ class Vasarhelyi(AbstractRules):
         normal = jnp.broadcast_to(inward[None], (place.shape[0], 4, 2))
         way = place[:, None] - self.pillars.centre[None]
         far = norm(way) - self.pillars.radius[None]
-        return jnp.concatenate([distance, far], axis=1), jnp.concatenate([normal, _unit(way)], axis=1)
+        return jnp.concatenate([distance, far], axis=1), jnp.concatenate([normal, unit(way)], axis=1)
 
     def _beyond(self, entities: Entities) -> Bool[Array, " n"]:
         """Who is outside of the arena, or in a pillar."""
@@ -217,7 +217,7 @@ class Vasarhelyi(AbstractRules):
 
     def _reward(self, entities: Entities, sums: Float[Array, "n 4"]) -> Float[Array, " n"]:
         reward, velocity = self.reward, jnp.where(entities.alive[:, None], entities.velocity, 0.0)
-        direction, count = _unit(velocity), jnp.maximum(sums[:, 1], 1.0)
+        direction, count = unit(velocity), jnp.maximum(sums[:, 1], 1.0)
         cosine = (rounded(direction[:, 0] * sums[:, 2]) + rounded(direction[:, 1] * sums[:, 3])) / count
         off = jnp.abs(norm(velocity) - self.flock["v_flock"]) / self.flock["v_flock"]
         good = rounded(reward["alignment"] * cosine) + rounded(reward["speed"] * jnp.maximum(1.0 - off, 0.0))
@@ -270,7 +270,7 @@ class Vasarhelyi(AbstractRules):
         entities, fields = world.entities, world.fields
         alive, found = entities.alive, self.search.find(entities.position, entities.alive)
         velocity = jnp.where(alive[:, None], entities.velocity, 0.0)
-        correlation = order.correlation(found, _unit(velocity), alive)
+        correlation = order.correlation(found, unit(velocity), alive)
         steps = (world.step + 1).astype(jnp.float32)
         return {
             "correlation": correlation,
@@ -304,9 +304,3 @@ class Vasarhelyi(AbstractRules):
         axes.set(xlim=(-room[0], size[0] + room[0]), ylim=(-room[1], size[1] + room[1]))
         axes.set(xticks=[], yticks=[], aspect="equal")
         axes.set_title(f"{int(world.step) * float(self.time_step):.0f} s", fontsize=9)
-
-
-def _unit(vector: Float[Array, "*n 2"]) -> Float[Array, "*n 2"]:
-    """The direction of each; 0 of 0."""
-    size = norm(vector)
-    return vector / jnp.where(size > 0, size, 1.0)[..., None]

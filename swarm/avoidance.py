@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from swarm.space import rounded
-from swarm.vectors import clipped, dot, norm
+from swarm.vectors import clipped, dot, norm, unit
 
 _EPSILON = 1e-5
 # So many times the speed away, the nearest point is the farthest along a direction.
@@ -82,7 +82,7 @@ def reciprocal(
     outward = jnp.where(on_ball[..., None], from_ball, across - rounded(slope[..., None] * way))
     size = norm(outward)
     # Both on one course: any way out will do, and the opposite one for the other.
-    normal = jnp.where((size > 0)[..., None], outward / jnp.where(size > 0, size, 1.0)[..., None], -_unit(way))
+    normal = jnp.where((size > 0)[..., None], outward / jnp.where(size > 0, size, 1.0)[..., None], -unit(way))
     change = rounded(reach * middle) - size
     point = own + rounded(0.5 * change[..., None] * normal)
     return HalfSpaces(normal, dot(normal, point), valid)
@@ -236,8 +236,3 @@ def _square_area(a: Float[Array, "*v d"], b: Float[Array, "*v d"]) -> Float[Arra
     pairs = [(i, j) for i in range(d) for j in range(i + 1, d)]
     parts = [jnp.square(rounded(a[..., i] * b[..., j]) - rounded(a[..., j] * b[..., i])) for i, j in pairs]
     return sum(parts[1:], parts[0])
-
-
-def _unit(vector: Float[Array, "*v d"]) -> Float[Array, "*v d"]:
-    size = norm(vector)
-    return vector / jnp.where(size > 0, size, 1.0)[..., None]

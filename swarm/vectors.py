@@ -23,6 +23,12 @@ def dot(a: Float[Array, "*#v d"], b: Float[Array, "*#v d"]) -> Float[Array, "*_v
     return total
 
 
+def unit(vector: Float[Array, "*v d"]) -> Float[Array, "*v d"]:
+    """Direction of a vector; 0 of 0."""
+    size = norm(vector)
+    return vector / jnp.where(size > 0, size, 1.0)[..., None]
+
+
 def clipped(vector: Float[Array, "*v d"], limit: Float[Array, "*v"]) -> Float[Array, "*v d"]:
     """Shorten a vector to a length, which may be infinite; the direction stays."""
     size = norm(vector)
