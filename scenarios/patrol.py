@@ -72,7 +72,9 @@ class Patrol(AbstractRules):
         nearest others in range: way, relative velocity, whether there is one. No maps.
     Reward: `seen` times the share of the field that a drone sees before anybody, `told` times the share that the base
         comes to know, in equal parts to all; minus `energy` per full battery drawn, and as much again when it is
-        charged; minus `crash`.
+        charged; minus `crash`. A share of that price is due in advance, and paid back when it falls: nothing while the
+        battery holds `reserve` more than the way back needs, all when it holds no more than that (a potential, which
+        leaves it as it is what is best: Ng et al. 1999).
     End: terminated when the base knows all, or no drone is left; truncated after `steps`. Success is the share of the
         field that the base knows.
     """
@@ -239,7 +241,8 @@ class Patrol(AbstractRules):
         known = known | (told[None] & linked[:, None, None])
         gained = energy - jnp.where(before.alive, before.stores[:, 0], 0.0)
         reward = self._reward(before, first, told & ~fields.told, gained)
-        reward = reward - jnp.where(crashed, self.reward["crash"], 0.0)
+        paid, due = self._at_stake(before, fields.base), self._at_stake(entities, fields.base)
+        reward = reward - rounded(self.reward["crash"] * (jnp.where(crashed, 1.0, due) - paid))
         spent = drawn + jnp.where(crashed, energy, 0.0)
         new = Fields(
             craft=craft,
@@ -326,6 +329,19 @@ class Patrol(AbstractRules):
     def ended(self, world: World) -> Bool[Array, ""]:
         """The base knows all, or nobody is left."""
         return jnp.all(world.fields.told) | ~jnp.any(world.entities.alive)
+
+    def way_back(self, entities: Entities, base: Float[Array, " 3"]) -> Float[Array, " n"]:
+        """Share of a full battery that the way to the base's middle needs, with a third for head winds."""
+        way = jnp.where(entities.alive[:, None], entities.position - base[None], 0.0)[:, :2]
+        return norm(way) / self.flying.speed * self.hover / self.battery.capacity[0] * 1.3
+
+    def _at_stake(self, entities: Entities, base: Float[Array, " 3"]) -> Float[Array, " n"]:
+        """Share of the price of a crash that is due in advance."""
+        charge = jnp.where(entities.alive, entities.stores[:, 0], 0.0) / self.battery.capacity[0]
+        spare = rounded(charge - self.way_back(entities, base))
+        reserve = self.reward["reserve"]
+        stake = jnp.clip(1.0 - spare / jnp.maximum(reserve, 1e-6), 0.0, 1.0)
+        return jnp.where(entities.alive & (reserve > 0), stake, 0.0)
 
     # What is seen
 

@@ -83,6 +83,7 @@ class RewardTable(Table):
     told: float
     energy: float = Amount
     crash: float
+    reserve: float = pydantic.Field(ge=0.0, lt=1.0)
 
 
 class FrontierTable(Table):

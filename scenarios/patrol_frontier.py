@@ -45,7 +45,7 @@ class Frontier(AbstractPolicy):
         place = jnp.where(alive[:, None], entities.position[:, :2], 0.0)
         back = fields.base[None, :2] + rules.berths - place
         charge = jnp.where(alive, entities.stores[:, 0], 0.0) / rules.battery.capacity[0]
-        need = norm(back) / speed * rules.hover / rules.battery.capacity[0] * 1.3 + numbers["reserve"]
+        need = rules.way_back(entities, fields.base) + numbers["reserve"]
         knows_all = jnp.all(fields.known, axis=(1, 2))
         home = alive & ((charge < need) | knows_all | (memory.home & (charge < numbers["full"])))
         frontier = self._goals(place, fields.known, alive & ~home) - place

@@ -49,9 +49,9 @@ class Pursuit(AbstractRules):
     Catch: after the move, prey is caught when the strengths of the predators that have it within their `catch` add up
         to its own strength: one hunter or two scouts with the shipped numbers.
     Observation, for each entity: own velocity, place in the box, way to the nearest obstacle, time left; and of the
-        nearest foes and mates that it sees: way, relative velocity, whether there is one; of foes their strength, of
-        mates the way to the nearest foe that they see, as they tell it, and whether they see one. Who was born in a
-        step sees others from the next on.
+        nearest foes and mates that it sees: way, relative velocity, whether there is one, strength; of mates the way to
+        the nearest foe that they see, as they tell it, and whether they see one. Who was born in a step sees others
+        from the next on.
         Maps, one for each team that acts: obstacles, own entities by kind, those foes by kind that somebody of the team
         sees, and the board itself. Obstacles hide nobody.
     Reward: `catch` for each prey caught, in equal shares to the predators within `assist` of it, minus `time` per step;
@@ -148,7 +148,7 @@ class Pursuit(AbstractRules):
     def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Foes and mates in sight."""
         n_foes, n_mates = self.n_seen
-        return {"foes": rows_of(7, n_foes, 6), "mates": rows_of(7 + 6 * n_foes, n_mates, 8)}
+        return {"foes": rows_of(7, n_foes, 6), "mates": rows_of(7 + 6 * n_foes, n_mates, 9)}
 
     @property
     def n_controls(self) -> int:
@@ -347,11 +347,11 @@ class Pursuit(AbstractRules):
 
         def of(near: Nearest) -> list[Array]:
             moves = jnp.where(near.valid[:, :, None], near.gather(velocity) - velocity[:, None], 0.0)
-            ways = near.displacement / sight[:, None, None]
-            return [ways, moves / speed, near.valid.astype(jnp.float32)[:, :, None]]
+            ways, seen = near.displacement / sight[:, None, None], near.valid.astype(jnp.float32)[:, :, None]
+            return [ways, moves / speed, seen, near.gather(strength)[:, :, None]]
 
-        strength = seen.foes.gather(jnp.where(entities.alive, table["strength"][kind], 0.0))
-        foes = jnp.concatenate([*of(seen.foes), strength[:, :, None]], axis=-1)
+        strength = jnp.where(entities.alive, table["strength"][kind], 0.0)
+        foes = jnp.concatenate(of(seen.foes), axis=-1)
         tells = seen.mates.gather(seen.foes.valid[:, 0])[:, :, None]
         told = seen.mates.displacement + seen.mates.gather(seen.foes.displacement[:, 0])
         told = jnp.where(tells, told / sight[:, None, None], 0.0)

@@ -131,7 +131,7 @@ class TrainingConfig(Table):
     anneal: list[Literal["learning_rate", "clip", "entropy_weight"]]
     discount: float = pydantic.Field(ge=0.0, le=1.0)
     gae_lambda: float = pydantic.Field(ge=0.0, le=1.0)
-    clip: float = pydantic.Field(gt=0.0)
+    clip: float = pydantic.Field(ge=0.0)
     value_clip: float = pydantic.Field(ge=0.0)
     value_weight: float = pydantic.Field(ge=0.0)
     entropy_weight: float = pydantic.Field(ge=0.0)
@@ -153,6 +153,8 @@ class TrainingConfig(Table):
     def _one_stream(self) -> "TrainingConfig":
         if self.algorithm == "ppo" and (self.impala.actors or self.impala.lag):
             raise ValueError('impala.actors and impala.lag are for algorithm = "impala" alone; use recipe = "impala"')
+        if self.algorithm == "ppo" and not self.clip:
+            raise ValueError('clip = 0: only algorithm = "impala" does without; give the limit, like 0.2')
         if self.algorithm == "impala" and self.credit.learn_own_weight:
             raise ValueError('credit.learn_own_weight = true: only algorithm = "ppo" learns it')
         return self

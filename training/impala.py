@@ -19,7 +19,10 @@ class IMPALA(AbstractLearner):
     """Steps of the optimiser on whole trajectories, by the policy gradient with V-trace.
 
     Each minibatch takes some of the worlds, with all their steps, and each pass (`epochs`) all minibatches; what was
-    learned since the rollout began is corrected like any other lag. In this deterministic form rollouts and steps take
+    learned since the rollout began is corrected like any other lag. What became more likely or less by more than `clip`
+    is not driven further that way, as in PPO (Schulman et al. 2017, eq. 7), so that a rollout can be learned from more
+    than once (Luo et al. 2020, arXiv 1912.00167, keep IMPALA near the policy that acted likewise). In this
+    deterministic form rollouts and steps take
     turns, and experience is made with the parameters of `impala.lag` updates before.
     """
 
@@ -42,13 +45,13 @@ class IMPALA(AbstractLearner):
         """Say anew what to do and to expect, correct, and follow the gradient."""
         groups = self.groups(experience)
         params, static = eqx.partition(learned.network, eqx.is_inexact_array)
-        entropy_weight, n = self.weight(learned, "entropy_weight"), self.config.minibatches
+        weights, n = (self.weight(learned, "clip"), self.weight(learned, "entropy_weight")), self.config.minibatches
 
         def step(carry: tuple[PyTree, PyTree, ValueScale], number: Int[Array, ""]) -> tuple[tuple, dict[str, Array]]:
             params, optimizer, scale = carry
             some, of_groups = _some_worlds(experience, groups, number, n)
             gradient, (metrics, target, value) = jax.grad(self._loss, has_aux=True)(
-                params, static, some, of_groups, scale, entropy_weight
+                params, static, some, of_groups, scale, weights
             )
             gradient, metrics = sum_over_devices((gradient, metrics))
             change, optimizer = self.optimizer.update(gradient, optimizer, params)
@@ -75,11 +78,11 @@ class IMPALA(AbstractLearner):
         experience: Experience,
         groups: Groups,
         scale: ValueScale,
-        entropy_weight: Float[Array, ""],
+        weights: tuple[Float[Array, ""], Float[Array, ""]],
     ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "t b g v"], Float[Array, "t b g v"]]]:
         """This device's part of the loss: sums over its entries, divided by the number on all devices.
 
-        Returns the targets and the values, too.
+        `weights` are the clip and that of the entropy, by their schedules. Returns the targets and the values, too.
         """
         c, network, valid, acts = self.config, eqx.combine(params, static), groups.valid, groups.acts
         log_prob, entropy, value = self.evaluate(network, Rows.of(experience, valid), experience.state[0], scale)
@@ -88,16 +91,17 @@ class IMPALA(AbstractLearner):
         corrects = log_ratio if c.impala.vtrace else None
         advantage, target, _ = self.assign(scale, experience, groups, *expected, corrects)
         value = self.separate_values(value, valid)
-        advantage = self.normalised(advantage, acts)
-        error = jnp.square((value - target) / scale.scale[None, None, None])
-        n_acts, n_valid = count(acts), count(valid)
         ratio = jnp.exp(log_ratio)
+        advantage = self.normalised(advantage, acts, jnp.minimum(ratio, 1.0) if c.impala.vtrace else None)
+        error = jnp.square((value - target) / scale.scale[None, None, None])
+        n_acts, n_valid, (clip, entropy_weight) = count(acts), count(valid), weights
+        far = jnp.where(advantage[..., 0] > 0, ratio > 1.0 + clip, ratio < 1.0 - clip) & (clip > 0)
         metrics = {
-            "policy_loss": part_of_mean(-advantage[..., 0] * log_prob, acts, n_acts),
+            "policy_loss": part_of_mean(jnp.where(far, 0.0, -advantage[..., 0] * log_prob), acts, n_acts),
             "value_loss": part_of_mean(error[..., 0], valid, n_valid),
             "entropy": part_of_mean(entropy, acts, n_acts),
             "kl": part_of_mean(ratio - 1.0 - log_ratio, acts, n_acts),
-            "clip_fraction": part_of_mean((ratio > 1.0).astype(jnp.float32), acts, n_acts),
+            "clip_fraction": part_of_mean(far.astype(jnp.float32), acts, n_acts),
         }
         loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - entropy_weight * metrics["entropy"]
         return loss, (metrics | {"loss": loss}, target, jax.lax.stop_gradient(value))

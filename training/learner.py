@@ -375,12 +375,23 @@ class AbstractLearner(eqx.Module):
             return jnp.float32(value)
         return value * jnp.maximum(1.0 - learned.n_updates / self.config.n_updates, 0.0)
 
-    def normalised(self, advantage: Float[Array, "t b g v"], acts: Bool[Array, "t b g"]) -> Float[Array, "t b g v"]:
-        """To mean 0 and variance 1 over what acts, if the settings say so."""
+    def normalised(
+        self,
+        advantage: Float[Array, "t b g v"],
+        acts: Bool[Array, "t b g"],
+        weight: Float[Array, "t b g"] | None = None,
+    ) -> Float[Array, "t b g v"]:
+        """To mean 0 and variance 1 over what acts, if the settings say so.
+
+        Advantages that hold an importance weight lose the mean in its proportion: a whole mean would push down, without
+        end, what the policy no longer does.
+        """
         if not self.config.normalise_advantage:
             return advantage
-        mean, variance = mean_over(advantage, acts[..., None]), _variance(advantage, acts[..., None])
-        return (advantage - mean[None, None, None]) / jnp.sqrt(variance[None, None, None] + 1e-8)
+        mask, weights = acts[..., None], jnp.ones_like(advantage) if weight is None else weight[..., None]
+        mean = mean_over(advantage, mask) / mean_over(weights, mask)
+        centred = advantage - weights * mean[None, None, None]
+        return centred / jnp.sqrt(mean_over(jnp.square(centred), mask)[None, None, None] + 1e-8)
 
     def rescaled(self, scale: ValueScale, target: Float[Array, "t b g v"], valid: Bool[Array, "t b g"]) -> ValueScale:
         """The scale of the values after these targets; the same if the settings do not normalise."""

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,3 +63,23 @@ def test_one_and_eight_devices_learn_the_same_parameters(rivals):
     )
     for a, b in zip(one, eight, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_what_the_policy_no_longer_does_is_not_driven_further(rivals):
+    scenario = load(rivals, SETTINGS)
+    learner = build_learner(scenario, load_training(scenario), 1)
+    weight = jnp.asarray([0.0, 0.5, 1.0, 1.0]).reshape(4, 1, 1)
+    own = jnp.asarray([9.0, 3.0, 4.0, 0.0]).reshape(4, 1, 1)
+    normalised = learner.normalised((weight * own)[..., None], jnp.ones((4, 1, 1), bool), weight)[..., 0]
+    # The mean by weight is (1.5 + 4) / 2.5 = 2.2, so that 0, 0.4, 1.8 and -2.2 are left.
+    expected = np.asarray([0.0, 0.4, 1.8, -2.2])
+    np.testing.assert_allclose(normalised[:, 0, 0], expected / np.sqrt(np.mean(expected**2)), rtol=1e-5)
+
+
+def test_a_clip_keeps_the_policy_near_the_one_that_acted(rivals):
+    free, near = (
+        run(rivals, 4, clip=clip, epochs=8, learning_rate=3e-2, anneal=[], reward_scale=1.0)[1] for clip in (0.0, 0.05)
+    )
+    moved, kept = (max(float(row["kl"]) for row in rows) for rows in (free, near))
+    assert kept < 0.5 * moved
+    assert all(float(row["clip_fraction"]) == 0 for row in free)
