@@ -73,11 +73,9 @@ class AuctionTable(Table):
 
     epsilon: float = Positive
     rounds: int = pydantic.Field(ge=1)
-    keep: float = Amount
     stop: float = Amount
     slip: float = pydantic.Field(ge=0.0, lt=1.0)
     reserve: float = pydantic.Field(ge=0.0, lt=1.0)
-    full: float = pydantic.Field(gt=0.0, le=1.0)
     horizon: float = Positive
     margin: float = Amount
 
