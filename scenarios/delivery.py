@@ -273,7 +273,7 @@ class Delivery(AbstractRules):
         there = working & (jnp.min(distance, axis=1) < self.reach) & (norm(velocity) < self.slow)
         drops = there & (load >= 0) & (parcels.destination[jnp.maximum(load, 0)] == at)
         delivered = parcels.delivered.at[jnp.where(drops, load, m)].set(step, mode="drop")
-        paid = jnp.where(drops, _picked(self.paid(parcels, self.seconds(step)), load), 0.0)
+        paid = jnp.where(drops, _picked(self.paid(parcels.value, self.seconds(step) - parcels.seconds), load), 0.0)
         # At each place the drones without a parcel, by slot, get those that wait there, by age, one each.
         free, waiting = there & (load < 0), self.waiting(parcels, step)
         turn = _rank(free, at)[:, None] == _rank(waiting, parcels.origin)[None]
@@ -295,7 +295,7 @@ class Delivery(AbstractRules):
         share = (was - now) / jnp.maximum(norm(end - start), 1e-3)
         return rounded(self.reward["carried"] * _picked(parcels.value, fields.load) * share)
 
-    def seconds(self, step: Int[Array, ""]) -> Float[Array, ""]:
+    def seconds(self, step: Int[Array, "*v"]) -> Float[Array, "*v"]:
         """Since the start."""
         return rounded(step * self.level.flying.time_step)
 
@@ -303,10 +303,9 @@ class Delivery(AbstractRules):
         """Which have appeared, and nobody has picked up yet."""
         return (parcels.seconds <= self.seconds(step)) & ~parcels.taken
 
-    def paid(self, parcels: Parcels, seconds: Float[Array, "*#m"]) -> Float[Array, "*m"]:
-        """What each parcel is worth at a time after the start: its value, which falls after the deadline."""
-        late = (seconds - parcels.seconds - self.deadline) / self.fade
-        return rounded(parcels.value * jnp.clip(1.0 - late, 0.0, 1.0))
+    def paid(self, value: Float[Array, "*#v"], age: Float[Array, "*#v"]) -> Float[Array, "*_v"]:
+        """What parcels are worth that arrive at an age, seconds: their value, which falls after the deadline."""
+        return rounded(value * jnp.clip(1.0 - (age - self.deadline) / self.fade, 0.0, 1.0))
 
     def ended(self, world: World) -> Bool[Array, ""]:
         """Nothing is left to bring, or nobody."""
@@ -407,9 +406,8 @@ class Delivery(AbstractRules):
         """
         fields, parcels = world.fields, world.fields.parcels
         there = parcels.delivered >= 0
-        arrived = self.seconds(parcels.delivered)
-        paid = jnp.where(there, self.paid(parcels, arrived), 0.0)
-        took = jnp.where(there, arrived - parcels.seconds, 0.0)
+        took = jnp.where(there, self.seconds(parcels.delivered) - parcels.seconds, 0.0)
+        paid = jnp.where(there, self.paid(parcels.value, took), 0.0)
         n = jnp.sum(there, dtype=jnp.int32)
         some = jnp.maximum(n, 1)
         return {

@@ -52,7 +52,8 @@ class Auction(AbstractPolicy):
             self._leg(end, depot, jnp.zeros(())),
         )
         seconds, energy = (first[i] + second[i][None] for i in (0, 1))
-        value = rules.paid(parcels, rules.seconds(world.step) + seconds)
+        age = (rules.seconds(world.step) - parcels.seconds)[None] + seconds
+        value = rules.paid(parcels.value[None], age)
         gain = rounded(rules.reward["delivered"] * value) - rounded(rules.reward["energy"] * energy)
         fits = energy + third[1][None] + numbers["reserve"] < charge[:, None]
         return jnp.where(fits & rules.waiting(parcels, world.step)[None], gain / seconds, -jnp.inf)
@@ -66,8 +67,8 @@ class Auction(AbstractPolicy):
         """
         numbers, level = self.rules.auction, self.rules.level
         height = jnp.concatenate([jnp.zeros(2), level.altitude[None]])[None]
-        wind = level.flying.weather.mean.at(height)[0, :2]
         way = end - start
+        wind = jnp.broadcast_to(level.flying.weather.mean.at(height)[0, :2], way.shape)
         course = unit(way)
         velocity = rounded(level.flying.speed * course) + rounded(numbers["slip"] * wind)
         seconds = norm(way) / jnp.maximum(dot(velocity, course), 0.1 * level.flying.speed) + numbers["stop"]
