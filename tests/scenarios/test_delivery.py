@@ -90,8 +90,8 @@ def test_the_oldest_parcels_go_to_the_drones_that_hover_there_one_each(simulator
     after, timestep = step(simulator, world, STILL)
     np.testing.assert_array_equal(after.fields.load, [1, 3, -1, 0, -1])
     np.testing.assert_array_equal(np.flatnonzero(after.fields.parcels.taken), [0, 1, 3])
-    hover = 0.3 * 0.2 / 30.0
-    assert float(timestep.reward[0]) == pytest.approx(0.1 * 1.01 - hover, abs=1e-3)
+    hover = 0.2 * 0.2 / 30.0
+    assert float(timestep.reward[0]) == pytest.approx(0.2 * 1.01 - hover, abs=1e-3)
     assert float(timestep.reward[2]) == pytest.approx(-hover, abs=1e-3)
     # Who flies past picks nothing up.
     fast, _ = step(simulator, placed(simulator, spots, [(1, 2)], velocity=1.8), STILL.at[:, 0].set(0.9))
@@ -120,7 +120,7 @@ def test_the_way_of_a_parcel_is_paid_as_it_is_flown(simulator):
         paid += float(timestep.reward[0])
     flown = float(world.entities.position[0, 0]) - 7.0
     assert flown > 0.8
-    assert paid == pytest.approx(0.3 * flown / 12.0 - 0.3 / 30.0, abs=2e-3)
+    assert paid == pytest.approx(0.5 * flown / 12.0 - 0.2 / 30.0, abs=2e-3)
 
 
 def test_a_parcel_draws_what_physics_says_and_the_depot_fills(simulator):
@@ -155,7 +155,7 @@ def test_who_crashes_is_lost_with_its_parcel(simulator, drones, energy, lost):
     after, timestep = step(simulator, world, STILL)
     np.testing.assert_array_equal(np.flatnonzero(~np.asarray(after.entities.alive)), lost)
     np.testing.assert_array_equal(np.asarray(after.fields.load[:2]) < 0, [number in lost for number in (0, 1)])
-    np.testing.assert_array_equal(np.flatnonzero(np.asarray(timestep.reward) < -1.5), lost)
+    np.testing.assert_array_equal(np.flatnonzero(np.asarray(timestep.reward) < -0.5), lost)
     assert float(simulator.rules.metrics(after)["lost"]) == pytest.approx(len(lost) / 5)
     # With all picked up, the episode goes on for as long as somebody carries one.
     world = eqx.tree_at(lambda w: w.fields.parcels.taken, world, jnp.ones(simulator.rules.n_parcels, bool))
