@@ -123,9 +123,4 @@ class DeliveryConfig(ScenarioConfig):
                 f"population.drone.initial = {drone.initial} do not fit around a depot of {energy.pad:g} m; enlarge "
                 "energy.pad, or lower the number"
             )
-        if self.parcels.last > world.steps * world.time_step:
-            raise ValueError(
-                f"parcels.last = {self.parcels.last:g} is beyond the end of an episode, "
-                f"{world.steps * world.time_step:g} s; lower it, or raise world.steps"
-            )
         return self

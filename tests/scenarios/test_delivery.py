@@ -226,7 +226,6 @@ def test_the_scripted_drones_deliver_and_lose_nobody(simulator):
     [
         ({"parcels.initial": 30}, "exceeds number = 20"),
         ({"parcels.mass": [0.1, 0.05]}, "expected 0 < least <= greatest"),
-        ({"parcels.last": 60.0}, "beyond the end of an episode"),
         ({"parcels.number": 3, "parcels.initial": 1}, "observation.parcels = 4 exceeds"),
         ({"observation.sight": 0.2}, "nobody could crash"),
         ({"energy.pad": 0.9}, "no room to charge"),
