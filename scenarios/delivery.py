@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.delivery_config import DeliveryConfig
+from scenarios.delivery_parcels import Orders, Parcels, picked
 from scenarios.flying import Craft
 from scenarios.level import Level, total
 from swarm.entities import Entities, Spawn, spawn
@@ -21,28 +22,6 @@ from swarm.vectors import norm, unit
 N_BLOCKS = 4
 N_OWN = 15 + 2 * N_BLOCKS**2
 N_OF_PARCEL, N_OF_OTHER = 9, 7
-
-
-class Parcels(eqx.Module):
-    """All `m` of an episode, in the order in which they appear; which they are, nobody knows before.
-
-    Attributes:
-        seconds: since the start, when each appears.
-        origin: number of a place; 0 is the depot.
-        destination: likewise; another one.
-        mass: kilograms.
-        value: when it arrives in time.
-        taken: whether it has been picked up.
-        delivered: the step in which it arrived; -1: it has not.
-    """
-
-    seconds: Float[Array, " m"]
-    origin: Int[Array, " m"]
-    destination: Int[Array, " m"]
-    mass: Float[Array, " m"]
-    value: Float[Array, " m"]
-    taken: Bool[Array, " m"]
-    delivered: Int[Array, " m"]
 
 
 class Fields(eqx.Module):
@@ -100,51 +79,37 @@ class Delivery(AbstractRules):
     initial: int = eqx.field(static=True)
     side: int = eqx.field(static=True)
     n_pads: int = eqx.field(static=True)
-    n_parcels: int = eqx.field(static=True)
-    n_first: int = eqx.field(static=True)
     n_waiting: int = eqx.field(static=True)
     n_seen: int = eqx.field(static=True)
     max_rounds: int = eqx.field(static=True)
     search: AbstractNeighborSearch
     level: Level
+    orders: Orders
     reach: Float[Array, ""]
     slow: Float[Array, ""]
     steps: Float[Array, ""]
-    last: Float[Array, ""]
-    from_depot: Float[Array, ""]
-    mass: Float[Array, " 2"]
-    worth: Float[Array, " 2"]
-    deadline: Float[Array, ""]
-    fade: Float[Array, ""]
     reward: dict[str, Float[Array, ""]]
     auction: dict[str, Float[Array, ""]]
 
     @classmethod
     def from_config(cls, config: DeliveryConfig) -> "Delivery":
         """Build the rules from the validated scenario file."""
-        world, drone, parcels = config.world, config.population.drone, config.parcels
+        world, drone = config.world, config.population.drone
         level = Level.of(world, drone, config.control, config.air, config.energy)
         return cls(
             capacity=drone.capacity,
             initial=drone.initial,
             side=world.side,
             n_pads=world.pads,
-            n_parcels=parcels.number,
-            n_first=parcels.initial,
             n_waiting=config.observation.parcels,
             n_seen=config.observation.others,
             max_rounds=config.auction.rounds,
             search=neighbor_search(level.volume, config.observation.sight, drone.capacity, config.search),
             level=level,
+            orders=Orders.of(config.parcels),
             reach=jnp.float32(world.reach),
             slow=jnp.float32(world.slow),
             steps=jnp.float32(world.steps),
-            last=jnp.float32(parcels.last),
-            from_depot=jnp.float32(parcels.from_depot),
-            mass=jnp.asarray(parcels.mass, jnp.float32),
-            worth=jnp.asarray(parcels.value, jnp.float32),
-            deadline=jnp.float32(parcels.deadline),
-            fade=jnp.float32(parcels.fade),
             reward={k: jnp.float32(v) for k, v in config.reward},
             auction={k: jnp.float32(v) for k, v in config.auction if k != "rounds"},
         )
@@ -200,7 +165,7 @@ class Delivery(AbstractRules):
         fields = Fields(
             craft=self.level.flying.launch(entities),
             places=places,
-            parcels=self._parcels(parcel_key),
+            parcels=self.orders.draw(parcel_key, self.n_pads + 1),
             load=jnp.full(self.n_slots, -1, jnp.int32),
             near=found.nearest(self.n_seen),
             spent=jnp.zeros(()),
@@ -216,30 +181,6 @@ class Delivery(AbstractRules):
         width = (self.level.size / self.side)[None]
         return rounded(corner * width) + self.level.pad + rounded(draw * (width - 2.0 * self.level.pad))
 
-    def _parcels(self, key: Key[Array, ""]) -> Parcels:
-        """Times of a Poisson process, given their number, are those of as many even draws, in order."""
-        m, n = self.n_parcels, self.n_pads
-
-        def draw(i: Array) -> tuple[Array, ...]:
-            real_key, pad_key, other_key = jax.random.split(jax.random.fold_in(key, i), 3)
-            return (
-                jax.random.uniform(real_key, (4,)),
-                jax.random.randint(pad_key, (), 1, n + 1),
-                jax.random.randint(other_key, (), 1, n + 1),
-            )
-
-        real, pad, other = jax.vmap(draw)(jnp.arange(m))
-        origin = jnp.where(real[:, 0] < self.from_depot, 0, pad)
-        return Parcels(
-            seconds=jnp.sort(jnp.where(jnp.arange(m) < self.n_first, 0.0, self.last * real[:, 1])),
-            origin=origin,
-            destination=(origin + other) % (n + 1),
-            mass=self.mass[0] + rounded(real[:, 2] * (self.mass[1] - self.mass[0])),
-            value=self.worth[0] + rounded(real[:, 3] * (self.worth[1] - self.worth[0])),
-            taken=jnp.zeros(m, bool),
-            delivered=jnp.full(m, -1, jnp.int32),
-        )
-
     # How a step goes
 
     def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
@@ -247,7 +188,7 @@ class Delivery(AbstractRules):
         before, fields, level = world.entities, world.fields, self.level
         found = self.search.find(before.position, before.alive)
         entities, craft, air = level.fly(before, fields.craft, action, found, world.step, key)
-        payload = _picked(fields.parcels.mass, fields.load)
+        payload = picked(fields.parcels.mass, fields.load)
         energy, drawn = level.drain(entities, fields.places[0], air.wind, payload)
         entities = eqx.tree_at(lambda e: e.stores, entities, energy[:, None])
         found = self.search.find(entities.position, entities.alive)
@@ -266,21 +207,23 @@ class Delivery(AbstractRules):
         self, fields: Fields, entities: Entities, working: Bool[Array, " n"], step: Int[Array, ""]
     ) -> tuple[Parcels, Int[Array, " n"], Float[Array, " n"]]:
         """Parcels and loads after drops and pick-ups, and what these pay to each drone."""
-        parcels, load, m = fields.parcels, fields.load, self.n_parcels
+        parcels, load, m = fields.parcels, fields.load, self.orders.n
         place, velocity = (jnp.where(working[:, None], x[:, :2], 0.0) for x in (entities.position, entities.velocity))
         distance = norm(fields.places[None] - place[:, None])
         at = jnp.argmin(distance, axis=1)
         there = working & (jnp.min(distance, axis=1) < self.reach) & (norm(velocity) < self.slow)
         drops = there & (load >= 0) & (parcels.destination[jnp.maximum(load, 0)] == at)
         delivered = parcels.delivered.at[jnp.where(drops, load, m)].set(step, mode="drop")
-        paid = jnp.where(drops, _picked(self.paid(parcels.value, self.seconds(step) - parcels.seconds), load), 0.0)
+        paid = jnp.where(
+            drops, picked(self.orders.paid(parcels.value, self.seconds(step) - parcels.seconds), load), 0.0
+        )
         # At each place the drones without a parcel, by slot, get those that wait there, by age, one each.
-        free, waiting = there & (load < 0), self.waiting(parcels, step)
+        free, waiting = there & (load < 0), parcels.waiting(self.seconds(step))
         turn = _rank(free, at)[:, None] == _rank(waiting, parcels.origin)[None]
         gets = turn & free[:, None] & waiting[None] & (at[:, None] == parcels.origin[None])
         picks = jnp.any(gets, axis=1)
         new = jnp.where(picks, jnp.argmax(gets, axis=1).astype(jnp.int32), jnp.where(drops, -1, load))
-        bonus = jnp.where(picks, _picked(parcels.value, new), 0.0)
+        bonus = jnp.where(picks, picked(parcels.value, new), 0.0)
         reward = rounded(self.reward["delivered"] * paid) + rounded(self.reward["picked"] * bonus)
         parcels = eqx.tree_at(
             lambda p: (p.taken, p.delivered), parcels, (parcels.taken | jnp.any(gets, axis=0), delivered)
@@ -293,19 +236,11 @@ class Delivery(AbstractRules):
         end, start = (fields.places[x[some]] for x in (parcels.destination, parcels.origin))
         was, now = (norm(end - jnp.where(before.alive[:, None], e.position[:, :2], 0.0)) for e in (before, after))
         share = (was - now) / jnp.maximum(norm(end - start), 1e-3)
-        return rounded(self.reward["carried"] * _picked(parcels.value, fields.load) * share)
+        return rounded(self.reward["carried"] * picked(parcels.value, fields.load) * share)
 
     def seconds(self, step: Int[Array, "*v"]) -> Float[Array, "*v"]:
         """Since the start."""
         return rounded(step * self.level.flying.time_step)
-
-    def waiting(self, parcels: Parcels, step: Int[Array, ""]) -> Bool[Array, " m"]:
-        """Which have appeared, and nobody has picked up yet."""
-        return (parcels.seconds <= self.seconds(step)) & ~parcels.taken
-
-    def paid(self, value: Float[Array, "*#v"], age: Float[Array, "*#v"]) -> Float[Array, "*_v"]:
-        """What parcels are worth that arrive at an age, seconds: their value, which falls after the deadline."""
-        return rounded(value * jnp.clip(1.0 - (age - self.deadline) / self.fade, 0.0, 1.0))
 
     def ended(self, world: World) -> Bool[Array, ""]:
         """Nothing is left to bring, or nobody."""
@@ -336,11 +271,11 @@ class Delivery(AbstractRules):
         entities, fields, level = world.entities, world.fields, self.level
         alive, side, parcels = entities.alive[:, None], jnp.max(level.size), fields.parcels
         place, velocity = (jnp.where(alive, x[:, :2], 0.0) for x in (entities.position, entities.velocity))
-        age = (self.seconds(world.step) - parcels.seconds) / self.deadline
+        age = (self.seconds(world.step) - parcels.seconds) / self.orders.deadline
         end = fields.places[parcels.destination[jnp.maximum(fields.load, 0)]]
         loaded = (fields.load >= 0)[:, None]
         way = jnp.where(loaded, end - place, 0.0)
-        load = jnp.stack([parcels.mass / self.mass[1], parcels.value / self.worth[1], age], axis=1)
+        load = jnp.stack([parcels.mass / self.orders.mass[1], parcels.value / self.orders.value[1], age], axis=1)
         own = [
             velocity / level.flying.speed,
             2.0 * place / level.size[None] - 1.0,
@@ -348,7 +283,7 @@ class Delivery(AbstractRules):
             (fields.places[:1] - place) / side,
             jnp.broadcast_to(1.0 - world.step / self.steps, (self.n_slots, 1)),
             loaded,
-            _picked(load, fields.load),
+            picked(load, fields.load),
             _polar(way, side),
         ]
         return jnp.concatenate([x.astype(jnp.float32) for x in own], axis=1)
@@ -357,7 +292,7 @@ class Delivery(AbstractRules):
         """Waiting parcels and drones in each of 4 x 4 blocks of the field; what all know."""
         entities, fields = world.entities, world.fields
         place = jnp.where(entities.alive[:, None], entities.position[:, :2], 0.0)
-        waiting = self.waiting(fields.parcels, world.step)
+        waiting = fields.parcels.waiting(self.seconds(world.step))
         things = (fields.places[fields.parcels.origin], waiting), (place, entities.alive)
         counts = jnp.concatenate([self._count(where, mask) for where, mask in things])
         return jnp.broadcast_to(0.25 * counts.astype(jnp.float32)[None], (self.n_slots, counts.shape[0]))
@@ -373,12 +308,12 @@ class Delivery(AbstractRules):
         parcels, n = fields.parcels, self.n_slots
         place = jnp.where(entities.alive[:, None], entities.position[:, :2], 0.0)
         start, end = (fields.places[x] for x in (parcels.origin, parcels.destination))
-        far = jnp.where(self.waiting(parcels, world.step)[None], norm(start[None] - place[:, None]), jnp.inf)
+        far = jnp.where(parcels.waiting(self.seconds(world.step))[None], norm(start[None] - place[:, None]), jnp.inf)
         nearest, index = jax.lax.top_k(-far, self.n_waiting)
         valid = jnp.isfinite(nearest)[:, :, None]
-        age = (self.seconds(world.step) - parcels.seconds) / self.deadline
-        of_parcel = [(end - start) / side, (parcels.mass / self.mass[1])[:, None]]
-        of_parcel += [(parcels.value / self.worth[1])[:, None], age[:, None]]
+        age = (self.seconds(world.step) - parcels.seconds) / self.orders.deadline
+        of_parcel = [(end - start) / side, (parcels.mass / self.orders.mass[1])[:, None]]
+        of_parcel += [(parcels.value / self.orders.value[1])[:, None], age[:, None]]
         rows = [_polar(start[index] - place[:, None], side), jnp.concatenate(of_parcel, axis=1)[index], valid]
         rows = jnp.concatenate([x.astype(jnp.float32) for x in rows], axis=2)
         return jnp.where(valid, rows, 0.0).reshape(n, -1)
@@ -390,7 +325,7 @@ class Delivery(AbstractRules):
         velocity = jnp.where(entities.alive[:, None], entities.velocity[:, :2], 0.0)
         moves = jnp.where(valid, near.gather(velocity) - velocity[:, None], 0.0) / self.level.flying.speed
         loaded = (fields.load >= 0).astype(jnp.float32)
-        load = jnp.stack([loaded, _picked(fields.parcels.mass, fields.load) / self.mass[1]], axis=1)
+        load = jnp.stack([loaded, picked(fields.parcels.mass, fields.load) / self.orders.mass[1]], axis=1)
         rows = [near.displacement[..., :2] / self.search.radius, moves, near.gather(load), valid.astype(jnp.float32)]
         return jnp.concatenate(rows, axis=2).reshape(self.n_slots, -1)
 
@@ -407,13 +342,13 @@ class Delivery(AbstractRules):
         fields, parcels = world.fields, world.fields.parcels
         there = parcels.delivered >= 0
         took = jnp.where(there, self.seconds(parcels.delivered) - parcels.seconds, 0.0)
-        paid = jnp.where(there, self.paid(parcels.value, took), 0.0)
+        paid = jnp.where(there, self.orders.paid(parcels.value, took), 0.0)
         n = jnp.sum(there, dtype=jnp.int32)
         some = jnp.maximum(n, 1)
         return {
             "value": jnp.sum(paid) / jnp.sum(parcels.value),
             "delivered": n.astype(jnp.float32),
-            "late": jnp.sum(there & (took > self.deadline), dtype=jnp.int32) / some,
+            "late": jnp.sum(there & (took > self.orders.deadline), dtype=jnp.int32) / some,
             "seconds": jnp.sum(took) / some,
             "joules_per_delivery": fields.spent / some,
             "lost": (self.initial - jnp.sum(world.entities.alive, dtype=jnp.int32)) / self.initial,
@@ -426,42 +361,10 @@ class Delivery(AbstractRules):
         return Auction(self)
 
     def draw(self, axes: Any, world: World) -> None:
-        """Draw the depot blue, pads with waiting parcels as squares (red when late), and drones coloured by battery.
+        """Draw it from above."""
+        from scenarios.delivery_view import draw
 
-        A line leads from a drone that carries a parcel to its destination.
-        """
-        from matplotlib.patches import Circle
-
-        entities, fields, (width, height) = world.entities, world.fields, self.level.size
-        parcels, places = fields.parcels, np.asarray(fields.places)
-        for number, place in enumerate(places):
-            axes.add_patch(Circle(tuple(place), float(self.reach), fill=False, color="0.4", lw=0.8))
-            if number == 0:
-                axes.add_patch(Circle(tuple(place), float(self.level.pad), color="tab:blue", alpha=0.3))
-        now = float(world.step * self.level.flying.time_step)
-        waiting = np.flatnonzero((np.asarray(parcels.seconds) <= now) & ~np.asarray(parcels.taken))
-        rank = np.asarray([np.sum(parcels.origin[waiting[:i]] == parcels.origin[j]) for i, j in enumerate(waiting)])
-        if len(waiting):
-            spot = places[parcels.origin[waiting]] + np.stack([0.5 * rank - 0.6, np.full(len(rank), 1.1)], axis=1)
-            age = (now - np.asarray(parcels.seconds)[waiting]) / float(self.deadline)
-            axes.scatter(*spot.T, c=age, cmap="YlOrRd", vmin=0, vmax=1.5, marker="s", s=22, edgecolors="k", lw=0.4)
-        alive, load = np.asarray(entities.alive), np.asarray(fields.load)
-        place = entities.position[alive]
-        for drone in np.flatnonzero(alive & (load >= 0)):
-            goal = places[parcels.destination[load[drone]]]
-            axes.plot(*np.stack([entities.position[drone, :2], goal]).T, color="0.5", lw=0.7, ls=":")
-        charge = entities.stores[alive, 0] / self.level.battery.capacity[0]
-        edge = ["k" if x else "0.6" for x in load[alive] >= 0]
-        axes.scatter(*place[:, :2].T, c=charge, cmap="RdYlGn", vmin=0, vmax=1, s=50, edgecolors=edge, zorder=3)
-        axes.quiver(*place[:, :2].T, *entities.velocity[alive, :2].T, scale=40, width=0.004, zorder=3)
-        axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[], aspect="equal")
-        axes.set_title(f"{now:.0f} s   {int(np.sum(parcels.delivered >= 0))} delivered", fontsize=9)
-
-
-def _picked(values: Float[Array, "m *r"], number: Int[Array, " n"]) -> Float[Array, "n *r"]:
-    """Values of the parcel of that number; 0 for a negative one."""
-    some = (number >= 0).reshape(-1, *(1,) * (values.ndim - 1))
-    return jnp.where(some, values[jnp.maximum(number, 0)], 0.0)
+        draw(axes, world, self)
 
 
 def _rank(mask: Bool[Array, " x"], label: Int[Array, " x"]) -> Int[Array, " x"]:

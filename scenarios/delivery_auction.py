@@ -44,7 +44,7 @@ class Auction(AbstractPolicy):
     def _bids(self, world: World, place: Float[Array, "n 2"], charge: Float[Array, " n"]) -> Float[Array, "n m"]:
         """What each parcel is worth to each drone, rewards per second; minus infinity where it cannot be brought."""
         rules, fields, numbers = self.rules, world.fields, self.rules.auction
-        parcels, depot = fields.parcels, fields.places[:1]
+        parcels, depot, now = fields.parcels, fields.places[:1], rules.seconds(world.step)
         start, end = (fields.places[x] for x in (parcels.origin, parcels.destination))
         (first, second, third) = (
             self._leg(place[:, None], start[None], jnp.zeros(())),
@@ -52,11 +52,11 @@ class Auction(AbstractPolicy):
             self._leg(end, depot, jnp.zeros(())),
         )
         seconds, energy = (first[i] + second[i][None] for i in (0, 1))
-        age = (rules.seconds(world.step) - parcels.seconds)[None] + seconds
-        value = rules.paid(parcels.value[None], age)
+        age = (now - parcels.seconds)[None] + seconds
+        value = rules.orders.paid(parcels.value[None], age)
         gain = rounded(rules.reward["delivered"] * value) - rounded(rules.reward["energy"] * energy)
         fits = energy + third[1][None] + numbers["reserve"] < charge[:, None]
-        return jnp.where(fits & rules.waiting(parcels, world.step)[None], gain / seconds, -jnp.inf)
+        return jnp.where(fits & parcels.waiting(now)[None], gain / seconds, -jnp.inf)
 
     def _leg(
         self, start: Float[Array, "*#v 2"], end: Float[Array, "*#v 2"], payload: Float[Array, "*#v"]

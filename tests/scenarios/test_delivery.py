@@ -32,7 +32,7 @@ def placed(simulator, drones=(), parcels=(), load=(), energy=60.0, velocity=0.0)
     level, loads = np.asarray(APART), np.full(5, -1)
     level[: len(drones)] = np.reshape(drones, (-1, 2))
     loads[: len(load)] = load
-    m = simulator.rules.n_parcels
+    m = simulator.rules.orders.n
     rows = np.full((m, 2), [0, 1])
     rows[: len(parcels)] = np.reshape(parcels, (-1, 2))
     new = eqx.tree_at(
@@ -70,7 +70,7 @@ def test_places_are_apart_and_parcels_come_as_a_poisson_process_from_one_place_t
     assert np.linalg.norm(ways, axis=3).min() >= 2 * 1.8
     assert places.min() > 1.8
     assert places.max() < 20.0 - 1.8
-    p = jax.tree.map(np.asarray, jax.vmap(rules._parcels)(keys))
+    p = jax.tree.map(np.asarray, jax.vmap(lambda key: rules.orders.draw(key, 7))(keys))
     assert (p.origin != p.destination).all()
     assert set(np.unique(p.origin)) == set(np.unique(p.destination)) == set(range(7))
     assert np.mean(p.origin == 0) == pytest.approx(0.5, abs=0.03)
@@ -141,6 +141,24 @@ def test_a_parcel_draws_what_physics_says_and_the_depot_fills(simulator):
     )
 
 
+@pytest.mark.parametrize("course", [[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8]])
+def test_flights_take_the_time_and_energy_that_bids_count_on_in_wind(simulator, course):
+    rules = make("delivery", {"air.wind": [3.0, 0.0]}).rules
+    eddies = lambda s: s.rules.level.flying.weather.turbulence.speed  # noqa: E731
+    windy = eqx.tree_at(eddies, eqx.tree_at(lambda s: s.rules, simulator, rules), jnp.float32(0.0))
+    world = placed(simulator, [[10.0, 10.0]])
+    begun, start = None, None
+    for number in range(20):
+        world, _ = step(windy, world, STILL.at[0].set(jnp.asarray(course)))
+        if number == 9:
+            begun, start = world.entities.stores[0, 0], world.entities.position[:1, :2]
+    no_stop = eqx.tree_at(lambda p: p.rules.auction["stop"], rules.scripted_policy(), jnp.float32(0.0))
+    seconds, share = no_stop._leg(start, world.entities.position[:1, :2], jnp.zeros(1))
+    assert float(seconds[0]) == pytest.approx(2.0, rel=0.02)
+    drawn = float(begun - world.entities.stores[0, 0])
+    assert float(share[0] * rules.level.battery.capacity[0]) == pytest.approx(drawn, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("drones", "energy", "lost"),
     [
@@ -158,7 +176,7 @@ def test_who_crashes_is_lost_with_its_parcel(simulator, drones, energy, lost):
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(timestep.reward) < -0.5), lost)
     assert float(simulator.rules.metrics(after)["lost"]) == pytest.approx(len(lost) / 5)
     # With all picked up, the episode goes on for as long as somebody carries one.
-    world = eqx.tree_at(lambda w: w.fields.parcels.taken, world, jnp.ones(simulator.rules.n_parcels, bool))
+    world = eqx.tree_at(lambda w: w.fields.parcels.taken, world, jnp.ones(simulator.rules.orders.n, bool))
     _, timestep = step(simulator, world, STILL)
     assert bool(timestep.world_terminated) == (lost == [0, 1])
 
