@@ -329,7 +329,11 @@ def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
 
 
 @pytest.mark.parametrize(
-    "name", often([*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "patrol", "delivery", "vasarhelyi"])
+    "name",
+    [
+        *often([*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "patrol", "vasarhelyi"]),
+        pytest.param("delivery", marks=pytest.mark.slow),  # patrol stands for how it flies
+    ],
 )
 def test_a_world_alone_is_the_world_in_a_batch(name):
     simulator = built(name).simulator
