@@ -8,19 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from scenarios.flying import Craft, Flying
+from scenarios.flying import Craft
+from scenarios.level import Level, total
 from scenarios.patrol_config import PatrolConfig
 from swarm.comms import Mail, SumRadio
-from swarm.dynamics import load_airframe
-from swarm.energy import Battery, Pads, PowerTable, RotorPower
 from swarm.entities import Entities, Spawn, spawn
 from swarm.links import Loss
 from swarm.neighbors import AbstractNeighborSearch, Nearest, Neighbors
 from swarm.reception import Reception
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
 from swarm.search import neighbor_search
-from swarm.space import Open, rounded
-from swarm.vectors import clipped, norm
+from swarm.space import rounded
+from swarm.vectors import norm
 
 N_FEATURES = 5
 N_BLOCKS = 4
@@ -72,9 +71,7 @@ class Patrol(AbstractRules):
         nearest others in range: way, relative velocity, whether there is one. No maps.
     Reward: `seen` times the share of the field that a drone sees before anybody, `told` times the share that the base
         comes to know, in equal parts to all; minus `energy` per full battery drawn, and as much again when it is
-        charged; minus `crash`. A share of that price is due in advance, and paid back when it falls: nothing while the
-        battery holds `reserve` more than the way back needs, all when it holds no more than that (a potential, which
-        leaves it as it is what is best: Ng et al. 1999).
+        charged; minus `crash`, of which a share is due in advance as the battery runs low (`Level.crash_price`).
     End: terminated when the base knows all, or no drone is left; truncated after `steps`. Success is the share of the
         field that the base knows.
     """
@@ -92,17 +89,8 @@ class Patrol(AbstractRules):
     n_seen: int = eqx.field(static=True)
     window: int = eqx.field(static=True)
     search: AbstractNeighborSearch
-    flying: Flying
+    level: Level
     radio: SumRadio
-    power: RotorPower
-    battery: Battery
-    hover: Float[Array, ""]
-    charge: Float[Array, ""]
-    first: Float[Array, " 2"]
-    pad: Float[Array, ""]
-    size: Float[Array, " 2"]
-    altitude: Float[Array, ""]
-    radius: Float[Array, ""]
     footprint: Float[Array, ""]
     spacing: Float[Array, ""]
     steps: Float[Array, ""]
@@ -112,29 +100,17 @@ class Patrol(AbstractRules):
     @classmethod
     def from_config(cls, config: PatrolConfig) -> "Patrol":
         """Build the rules from the validated scenario file."""
-        world, drone, energy = config.world, config.population.drone, config.energy
-        rest = {name: getattr(energy, name) for name in ("solidity", "body_drag", "efficiency", "avionics")}
-        power = RotorPower.of([PowerTable.of_airframe(load_airframe(drone.airframe), rest)])
-        hover = power.of_flight(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1))[0]
-        volume = Open(jnp.zeros(3), jnp.asarray([*world.size, 2 * world.altitude], jnp.float32))
+        world, drone = config.world, config.population.drone
+        level = Level.of(world, drone, config.control, config.air, config.energy)
         return cls(
             capacity=drone.capacity,
             initial=drone.initial,
             cells=(world.cells[1], world.cells[0]),
             n_seen=config.observation.others,
             window=config.observation.window,
-            search=neighbor_search(volume, config.radio.range, drone.capacity, config.search),
-            flying=Flying.of(drone, config.control, config.air, world.time_step),
+            search=neighbor_search(level.volume, config.radio.range, drone.capacity, config.search),
+            level=level,
             radio=SumRadio(Loss.of(ratio=config.radio.loss, reference=config.radio.range), delay=0),
-            power=power,
-            battery=Battery.of([energy.endurance * float(hover)]),
-            hover=hover,
-            charge=jnp.float32(energy.charge),
-            first=jnp.asarray(energy.first, jnp.float32),
-            pad=jnp.float32(energy.pad),
-            size=jnp.asarray(world.size, jnp.float32),
-            altitude=jnp.float32(world.altitude),
-            radius=jnp.float32(drone.radius),
             footprint=jnp.float32(drone.footprint),
             spacing=jnp.float32(config.observation.spacing),
             steps=jnp.float32(world.steps),
@@ -160,7 +136,7 @@ class Patrol(AbstractRules):
     @property
     def centre(self) -> tuple[float, ...]:
         """Middle of the field, at the altitude of flight."""
-        return (*(0.5 * self.size).tolist(), float(self.altitude))
+        return (*(0.5 * self.level.size).tolist(), float(self.level.altitude))
 
     @property
     def n_cells(self) -> int:
@@ -178,7 +154,7 @@ class Patrol(AbstractRules):
         h, w = self.cells
         row, column = jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij")
         share = (jnp.stack([column, row], axis=-1) + 0.5) / jnp.asarray([w, h])[None, None]
-        return share * self.size[None, None]
+        return share * self.level.size[None, None]
 
     @property
     def berths(self) -> Float[Array, "n 2"]:
@@ -186,7 +162,7 @@ class Patrol(AbstractRules):
         number = np.arange(self.n_slots)
         distance, angle = np.minimum(np.sqrt((number + 0.5) / self.initial), 1.0), 2.399963 * number
         unit = 0.8 * distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        return rounded(self.pad * jnp.asarray(unit, jnp.float32))
+        return rounded(self.level.pad * jnp.asarray(unit, jnp.float32))
 
     # How an episode starts
 
@@ -194,18 +170,17 @@ class Patrol(AbstractRules):
         """Put the base somewhere, and the drones on a spiral above its pad."""
         n, h, w = self.initial, *self.cells
         base_key, charge_key = jax.random.split(key)
-        inner = self.size - 2.0 * self.pad
-        middle = self.pad + rounded(jax.random.uniform(base_key, (2,)) * inner)
-        base = jnp.concatenate([middle, self.altitude[None]])
+        inner = self.level.size - 2.0 * self.level.pad
+        middle = self.level.pad + rounded(jax.random.uniform(base_key, (2,)) * inner)
+        base = jnp.concatenate([middle, self.level.altitude[None]])
         way = jnp.concatenate([self.berths[:n], jnp.zeros((n, 1))], axis=1)
         none = jnp.zeros(n, jnp.int32)
-        draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(charge_key, i)))(jnp.arange(n))
-        energy = self.battery.capacity[0] * (self.first[0] + rounded(draw * (self.first[1] - self.first[0])))
+        energy = self.level.charges(charge_key, n)
         births = Spawn(jnp.ones(n, bool), none, none, base[None] + way, jnp.zeros(n), energy[:, None])
         entities, _ = spawn(Entities.empty(self.n_slots, 3, 1), births)
         found = self.search.find(entities.position, entities.alive)
         fields = Fields(
-            craft=self.flying.launch(entities),
+            craft=self.level.flying.launch(entities),
             base=base,
             known=jnp.zeros((self.n_slots, h, w), bool),
             told=jnp.zeros((h, w), bool),
@@ -225,12 +200,12 @@ class Patrol(AbstractRules):
         before, fields = world.entities, world.fields
         air_key, link_key, base_key = jax.random.split(key, 3)
         found = self.search.find(before.position, before.alive)
-        entities, craft, air = self._fly(before, fields, action, found, world.step, air_key)
-        energy, drawn = self._charged(entities, fields.base, air.wind)
+        entities, craft, air = self.level.fly(before, fields.craft, action, found, world.step, air_key)
+        energy, drawn = self.level.drain(entities, fields.base[:2], air.wind, jnp.zeros(self.n_slots))
         entities = eqx.tree_at(lambda e: e.stores, entities, energy[:, None])
         found = self.search.find(entities.position, entities.alive)
         near = found.nearest(self.n_seen)
-        crashed = entities.alive & (self.battery.flat(energy) | self._touches(entities, near))
+        crashed = entities.alive & (self.level.battery.flat(energy) | self.level.touches(entities, near))
         eyes = self._footprints(entities) & (entities.alive & ~crashed)[:, None, None]
         first = eyes & ~fields.seen[None]
         known = fields.known | eyes
@@ -241,8 +216,7 @@ class Patrol(AbstractRules):
         known = known | (told[None] & linked[:, None, None])
         gained = energy - jnp.where(before.alive, before.stores[:, 0], 0.0)
         reward = self._reward(before, first, told & ~fields.told, gained)
-        paid, due = self._at_stake(before, fields.base), self._at_stake(entities, fields.base)
-        reward = reward - rounded(self.reward["crash"] * (jnp.where(crashed, 1.0, due) - paid))
+        reward = reward - self.level.crash_price(before, entities, crashed, fields.base[:2], self.reward)
         spent = drawn + jnp.where(crashed, energy, 0.0)
         new = Fields(
             craft=craft,
@@ -254,47 +228,9 @@ class Patrol(AbstractRules):
             near=near,
             mail=mail,
             reception=fields.reception.step(mail, heard, entities),
-            spent=fields.spent + _sum(spent),
+            spent=fields.spent + total(spent),
         )
         return entities, new, Outcome(reward, crashed, None, status=found.status)
-
-    def _fly(
-        self,
-        entities: Entities,
-        fields: Fields,
-        action: Action,
-        found: Neighbors,
-        step: Int[Array, ""],
-        key: Key[Array, ""],
-    ) -> Any:
-        """Level commands, and whatever brings the altitude back."""
-        speed = self.flying.speed
-        level = clipped(action * speed, jnp.broadcast_to(speed, action.shape[:1]))
-        height = jnp.where(entities.alive, entities.position[:, 2], self.altitude)
-        climb = jnp.clip(2.0 * (self.altitude - height), -0.5, 0.5)
-        velocity = jnp.concatenate([level, climb[:, None]], axis=1)
-        return self.flying.fly(entities, fields.craft, velocity, found, step * self.flying.time_step, key)
-
-    def _charged(
-        self, entities: Entities, base: Float[Array, " 3"], wind: Float[Array, "n 3"]
-    ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-        """Joules of each after the step, and joules drawn in it."""
-        alive, dt, n = entities.alive, self.flying.time_step, self.n_slots
-        velocity = jnp.where(alive[:, None], entities.velocity - wind, 0.0)
-        kind = jnp.zeros(n, jnp.int32)
-        watts = jnp.where(alive, self.power.of_flight(velocity, kind, jnp.zeros(n)), 0.0)
-        # A column as high as anybody flies: charging is by contact or from near above.
-        pads = Pads(base[None], self.pad, self.charge * self.hover, jnp.float32(1.0))
-        supplied = pads.supply(self.search.space, entities.position.at[:, 2].set(base[2]), alive)
-        energy = jnp.where(alive, entities.stores[:, 0], 0.0)
-        return self.battery.step(energy, kind, watts, supplied, dt), watts * dt
-
-    def _touches(self, entities: Entities, near: Nearest) -> Bool[Array, " n"]:
-        """Who touches another one, or has left the field."""
-        place = jnp.where(entities.alive[:, None], entities.position, self.radius)
-        level = place[:, :2]
-        outside = jnp.any((level < self.radius) | (level > self.size[None] - self.radius), axis=1)
-        return outside | (place[:, 2] < self.radius) | (near.valid[:, 0] & (near.distance[:, 0] < 2.0 * self.radius))
 
     def _footprints(self, entities: Entities) -> Bool[Array, "n h w"]:
         """Which cells each sees."""
@@ -323,25 +259,12 @@ class Patrol(AbstractRules):
         seen = self.reward["seen"] * jnp.sum(shares, axis=(1, 2)) / self.n_cells
         n_alive = jnp.maximum(jnp.sum(before.alive, dtype=jnp.int32), 1)
         told = self.reward["told"] * jnp.sum(news, dtype=jnp.int32) / (self.n_cells * n_alive)
-        energy = rounded(self.reward["energy"] * (gained / self.battery.capacity[0]))
+        energy = rounded(self.reward["energy"] * (gained / self.level.battery.capacity[0]))
         return jnp.where(before.alive, rounded(seen) + rounded(told) + energy, 0.0)
 
     def ended(self, world: World) -> Bool[Array, ""]:
         """The base knows all, or nobody is left."""
         return jnp.all(world.fields.told) | ~jnp.any(world.entities.alive)
-
-    def way_back(self, entities: Entities, base: Float[Array, " 3"]) -> Float[Array, " n"]:
-        """Share of a full battery that the way to the base's middle needs, with a third for head winds."""
-        way = jnp.where(entities.alive[:, None], entities.position - base[None], 0.0)[:, :2]
-        return norm(way) / self.flying.speed * self.hover / self.battery.capacity[0] * 1.3
-
-    def _at_stake(self, entities: Entities, base: Float[Array, " 3"]) -> Float[Array, " n"]:
-        """Share of the price of a crash that is due in advance."""
-        charge = jnp.where(entities.alive, entities.stores[:, 0], 0.0) / self.battery.capacity[0]
-        spare = rounded(charge - self.way_back(entities, base))
-        reserve = self.reward["reserve"]
-        stake = jnp.clip(1.0 - spare / jnp.maximum(reserve, 1e-6), 0.0, 1.0)
-        return jnp.where(entities.alive & (reserve > 0), stake, 0.0)
 
     # What is seen
 
@@ -359,15 +282,15 @@ class Patrol(AbstractRules):
         )
 
     def _own(self, world: World) -> Float[Array, "n o"]:
-        entities, fields, n, speed = world.entities, world.fields, self.n_slots, self.flying.speed
-        alive, near, side = entities.alive[:, None], fields.near, jnp.max(self.size)
+        entities, fields, n, speed = world.entities, world.fields, self.n_slots, self.level.flying.speed
+        alive, near, side = entities.alive[:, None], fields.near, jnp.max(self.level.size)
         velocity = jnp.where(alive, entities.velocity, 0.0)[:, :2]
         place = jnp.where(alive, entities.position, 0.0)[:, :2]
         way, far = self.nearest_unknown(entities, fields)
         own = [
             velocity / speed,
-            2.0 * place / self.size[None] - 1.0,
-            jnp.where(alive, entities.stores, 0.0) / self.battery.capacity[None],
+            2.0 * place / self.level.size[None] - 1.0,
+            jnp.where(alive, entities.stores, 0.0) / self.level.battery.capacity[None],
             (fields.base[None, :2] - place) / side,
             fields.linked[:, None],
             jnp.broadcast_to(1.0 - world.step / self.steps, (n, 1)),
@@ -396,7 +319,9 @@ class Patrol(AbstractRules):
         half, (h, w) = self.window // 2, self.cells
         steps = (jnp.arange(self.window) - half) * self.spacing
         x, y = (place[:, axis : axis + 1] + steps[None] for axis in (0, 1))
-        column, row = (jnp.floor(v / self.size[i] * m).astype(jnp.int32) for i, (v, m) in enumerate(((x, w), (y, h))))
+        column, row = (
+            jnp.floor(v / self.level.size[i] * m).astype(jnp.int32) for i, (v, m) in enumerate(((x, w), (y, h)))
+        )
         within = ((row >= 0) & (row < h))[:, :, None] & ((column >= 0) & (column < w))[:, None]
         picked = jax.vmap(lambda k, r, c: k[r[:, None], c[None]])(
             known, jnp.clip(row, 0, h - 1), jnp.clip(column, 0, w - 1)
@@ -421,7 +346,7 @@ class Patrol(AbstractRules):
         """
         fields, n_cells = world.fields, self.n_cells
         told = jnp.sum(fields.told, dtype=jnp.int32) / n_cells
-        area = told * self.size[0] * self.size[1]
+        area = told * self.level.size[0] * self.level.size[1]
         return {
             "told": told,
             "area_per_energy": area / jnp.maximum(fields.spent, 1e-6),
@@ -441,22 +366,17 @@ class Patrol(AbstractRules):
         """Draw cells grey when seen, green when told; the pad, and drones with footprints, coloured by battery."""
         from matplotlib.patches import Circle
 
-        entities, fields, (width, height) = world.entities, world.fields, self.size
+        entities, fields, (width, height) = world.entities, world.fields, self.level.size
         shade = np.where(fields.told, 2.0, np.where(fields.seen, 1.0, 0.0))
         extent = (0.0, float(width), 0.0, float(height))
         axes.imshow(shade, origin="lower", extent=extent, cmap="Greens", vmin=0, vmax=5)
-        axes.add_patch(Circle(tuple(fields.base[:2]), float(self.pad), color="tab:blue", alpha=0.4))
+        axes.add_patch(Circle(tuple(fields.base[:2]), float(self.level.pad), color="tab:blue", alpha=0.4))
         alive = np.asarray(entities.alive)
         place = entities.position[alive]
         for x, y, _ in place:
             axes.add_patch(Circle((x, y), float(self.footprint), fill=False, color="0.3", lw=0.6))
-        charge = entities.stores[alive, 0] / self.battery.capacity[0]
+        charge = entities.stores[alive, 0] / self.level.battery.capacity[0]
         axes.scatter(*place[:, :2].T, c=charge, cmap="RdYlGn", vmin=0, vmax=1, s=45, edgecolors="k", zorder=3)
         axes.quiver(*place[:, :2].T, *entities.velocity[alive, :2].T, scale=30, width=0.004, zorder=3)
         axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[], aspect="equal")
         axes.set_title(f"step {int(world.step)}   told {float(np.mean(fields.told)):.2f}", fontsize=9)
-
-
-def _sum(values: Float[Array, " n"]) -> Float[Array, ""]:
-    """Sum one by one: a reduction may round differently alone and in a batch, or with more slots."""
-    return jax.lax.scan(lambda total, x: (total + x, None), jnp.zeros(()), values)[0]

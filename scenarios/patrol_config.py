@@ -2,18 +2,16 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Positive
+from scenarios.tables import AirTable, Amount, DroneTable, EnergyTable, FieldTable, Positive
 from swarm.config import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
 
 
-class WorldTable(BoxTable):
+class WorldTable(FieldTable):
     """Table `world`."""
 
-    size: tuple[float, float]
     cells: tuple[int, int]
-    altitude: float = Positive
 
     @pydantic.model_validator(mode="after")
     def _blocks(self) -> "WorldTable":
@@ -32,26 +30,6 @@ class PopulationTable(Table):
     """Table `population`."""
 
     drone: PatrolDroneTable
-
-
-class EnergyTable(Table):
-    """Table `energy`; what the airframe does not say of its power (`swarm.energy.PowerTable`), and the battery."""
-
-    solidity: float
-    body_drag: float
-    efficiency: float
-    avionics: float
-    endurance: float = Positive
-    first: tuple[float, float]
-    charge: float = Positive
-    pad: float = Positive
-
-    @pydantic.field_validator("first")
-    @classmethod
-    def _share(cls, first: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < first[0] <= first[1] <= 1:
-            raise ValueError(f"first = {list(first)}: expected 0 < least <= greatest <= 1")
-        return first
 
 
 class RadioTable(Table):

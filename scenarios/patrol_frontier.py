@@ -5,9 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from scenarios.patrol import Fields, Patrol
-from swarm.avoidance import avoid, reciprocal, walls
-from swarm.entities import Entities
+from scenarios.patrol import Patrol
 from swarm.scenario import AbstractPolicy, Action, Observation, World
 from swarm.space import rounded
 from swarm.vectors import clipped, norm
@@ -40,17 +38,17 @@ class Frontier(AbstractPolicy):
 
     def act(self, world: World, observation: Observation, memory: Homing, key: Key[Array, ""]) -> tuple[Action, Homing]:
         """Choose a cell or the pad, and fly there."""
-        rules, entities, fields = self.rules, world.entities, world.fields
-        alive, speed, numbers = entities.alive, rules.flying.speed, rules.frontier
+        rules, entities, fields, level = self.rules, world.entities, world.fields, self.rules.level
+        alive, speed, numbers = entities.alive, level.flying.speed, rules.frontier
         place = jnp.where(alive[:, None], entities.position[:, :2], 0.0)
         back = fields.base[None, :2] + rules.berths - place
-        charge = jnp.where(alive, entities.stores[:, 0], 0.0) / rules.battery.capacity[0]
-        need = rules.way_back(entities, fields.base) + numbers["reserve"]
+        charge = jnp.where(alive, entities.stores[:, 0], 0.0) / level.battery.capacity[0]
+        need = level.way_back(entities, fields.base[:2]) + numbers["reserve"]
         knows_all = jnp.all(fields.known, axis=(1, 2))
         home = alive & ((charge < need) | knows_all | (memory.home & (charge < numbers["full"])))
         frontier = self._goals(place, fields.known, alive & ~home) - place
         wanted = clipped(jnp.where(home[:, None], back, frontier), jnp.broadcast_to(speed, alive.shape))
-        return jnp.clip(self._clear(wanted, entities, fields) / speed, -1.0, 1.0), Homing(home)
+        return level.clear(wanted, entities, fields.near, numbers["margin"], numbers["horizon"]), Homing(home)
 
     def _goals(
         self, place: Float[Array, "n 2"], known: Bool[Array, "n h w"], searching: Bool[Array, " n"]
@@ -69,16 +67,3 @@ class Frontier(AbstractPolicy):
 
         rows = place, known, searching
         return jax.lax.scan(choose, jnp.zeros(self.rules.cells), rows)[1]
-
-    def _clear(self, wanted: Float[Array, "n 2"], entities: Entities, fields: Fields) -> Float[Array, "n 2"]:
-        """The velocity nearest to the wanted one that touches neither another drone nor the edge of the field."""
-        rules, near, numbers = self.rules, fields.near, self.rules.frontier
-        alive, dt = entities.alive[:, None], rules.flying.time_step
-        place, velocity = (jnp.where(alive, x[:, :2], 0.0) for x in (entities.position, entities.velocity))
-        room = jnp.concatenate([place, rules.size[None] - place], axis=1) - rules.radius - numbers["margin"]
-        inward = jnp.concatenate([jnp.eye(2), -jnp.eye(2)])
-        hard = walls(room, jnp.broadcast_to(inward[None], (*room.shape, 2)), numbers["horizon"], dt)
-        reach = jnp.full(near.distance.shape, 2.0 * (rules.radius + numbers["margin"]))
-        way, others = near.displacement[..., :2], near.gather(velocity)
-        soft = reciprocal(velocity, way, others, near.valid, reach, numbers["horizon"], dt)
-        return avoid(wanted, jnp.broadcast_to(rules.flying.speed, alive.shape[:1]), hard, soft)

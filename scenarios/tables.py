@@ -23,6 +23,13 @@ class BoxTable(Table):
         return self
 
 
+class FieldTable(BoxTable):
+    """A field that drones fly above, all at one altitude; metres."""
+
+    size: tuple[float, float]
+    altitude: float = Positive
+
+
 class SpaceTable(BoxTable):
     """And where there are maps of it; cells."""
 
@@ -65,3 +72,34 @@ class AirTable(Table):
     roughness: float = Amount
     turbulence: bool = False
     downwash: str = ""
+
+
+class EnergyTable(Table):
+    """Table `energy`; what the airframe does not say of its power (`swarm.energy.PowerTable`), and the battery.
+
+    Attributes:
+        solidity: share of the disc that is blade.
+        body_drag: area of the body's drag per area of blade.
+        efficiency: power at the shafts per power drawn.
+        avionics: watts.
+        endurance: seconds of hovering that a full battery lasts.
+        first: share of the battery at the start, least and greatest.
+        charge: power of the base's pad, in powers of hovering.
+        pad: its radius, metres.
+    """
+
+    solidity: float
+    body_drag: float
+    efficiency: float
+    avionics: float
+    endurance: float = Positive
+    first: tuple[float, float]
+    charge: float = Positive
+    pad: float = Positive
+
+    @pydantic.field_validator("first")
+    @classmethod
+    def _share(cls, first: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < first[0] <= first[1] <= 1:
+            raise ValueError(f"first = {list(first)}: expected 0 < least <= greatest <= 1")
+        return first

@@ -65,14 +65,14 @@ def test_news_pass_from_drone_to_drone_to_the_base(simulator):
 
 def test_flight_draws_what_physics_says_and_the_pad_fills(simulator):
     rules = simulator.rules
-    full = float(rules.battery.capacity[0])
+    full = float(rules.level.battery.capacity[0])
     world = placed(simulator, [[2.0, 2.0], [14.0, 8.0], [8.0, 14.0], [14.0, 14.0]], energy=[20.0] * 4)
     after, _ = step(simulator, world, SURE)
     charge = np.asarray(after.entities.stores[:, 0])
-    np.testing.assert_allclose(charge[1:], 20.0 - 0.2 * float(rules.hover), rtol=1e-3)
-    np.testing.assert_allclose(charge[0], 20.0 + 0.2 * 7.0 * float(rules.hover), rtol=1e-3)
-    assert full == pytest.approx(16.0 * float(rules.hover))
-    assert float(after.fields.spent) == pytest.approx(0.8 * float(rules.hover), rel=1e-3)
+    np.testing.assert_allclose(charge[1:], 20.0 - 0.2 * float(rules.level.hover), rtol=1e-3)
+    np.testing.assert_allclose(charge[0], 20.0 + 0.2 * 7.0 * float(rules.level.hover), rtol=1e-3)
+    assert full == pytest.approx(16.0 * float(rules.level.hover))
+    assert float(after.fields.spent) == pytest.approx(0.8 * float(rules.level.hover), rel=1e-3)
 
 
 @pytest.mark.parametrize(

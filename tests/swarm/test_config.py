@@ -170,7 +170,7 @@ def test_a_file_that_is_not_there_is_named_with_those_that_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("outpos", "did you mean 'outpost'?"), ("zzzzzz", "valid: battle, crossing, flocking, legion")]
+    ("name", "hint"), [("outpos", "did you mean 'outpost'?"), ("zzzzzz", "valid: battle, crossing, delivery, flocking")]
 )
 def test_an_unknown_scenario_is_named_with_those_known(name, hint):
     message = message_of(load, name)

@@ -101,6 +101,18 @@ PATROL = {
     "energy.pad": 1.5,
     "radio.range": 3.0,
 }
+DELIVERY = {
+    "world.size": [12.0, 12.0],
+    "world.pads": 3,
+    "world.slow": 1.5,
+    "world.steps": 1000,
+    "parcels.last": 10.0,
+    "population.drone.capacity": 7,
+    "population.drone.initial": 6,
+    # Patrol has these.
+    "air.turbulence": False,
+    "air.downwash": "",
+}
 VASARHELYI = {
     "world.size": [60.0, 60.0],
     "world.pillars": [[20.0, 30.0, 5.0]],
@@ -125,6 +137,7 @@ CASES = {
     "pursuit": ("pursuit", PURSUIT),
     "crossing": ("crossing", CROSSING),
     "patrol": ("patrol", PATROL),
+    "delivery": ("delivery", DELIVERY),
     "vasarhelyi": ("vasarhelyi", VASARHELYI),
 }
 BROAD = ["outpost, 2 teams", "flocking, cell grid", "battle", "pursuit"]
@@ -315,7 +328,13 @@ def test_twice_the_capacity_gives_the_same_trajectories(broad_case):
     np.testing.assert_allclose(small[1].reward, roomy[1].reward[:, :n], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", often([*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "patrol", "vasarhelyi"]))
+@pytest.mark.parametrize(
+    "name",
+    [
+        *often([*BROAD, "flocking, 3D", "vicsek, 3D", "crossing", "patrol", "vasarhelyi"]),
+        pytest.param("delivery", marks=pytest.mark.slow),  # patrol stands for how it flies
+    ],
+)
 def test_a_world_alone_is_the_world_in_a_batch(name):
     simulator = built(name).simulator
     worlds, timesteps = reset_batch(simulator, RESET_KEYS)

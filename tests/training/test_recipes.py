@@ -7,6 +7,8 @@ from swarm.errors import ConfigError
 from training.build import build_learner
 from training.config import load_training, recipe_names
 
+DRONES = ("crossing", "delivery", "patrol", "vasarhelyi")
+
 
 def build(scenario, **settings):
     loaded = load(scenario, {f"training.{key.replace('__', '.')}": value for key, value in settings.items()})
@@ -22,13 +24,13 @@ def test_every_recipe_fits_spread(recipe):
 
 
 @pytest.mark.parametrize("recipe", ["mppo", "mappo_rnn"])
-@pytest.mark.parametrize("scenario", sorted({*scenario_names()} - {"spread", "crossing", "patrol", "vasarhelyi"}))
+@pytest.mark.parametrize("scenario", sorted({*scenario_names()} - {"spread", *DRONES}))
 def test_every_scenario_takes_recipes_with_and_without_maps(scenario, recipe):
     learner = build(scenario, recipe=recipe)
     assert learner.config.steps_per_update > 0
 
 
-@pytest.mark.parametrize("scenario", ["crossing", "vasarhelyi"])
+@pytest.mark.parametrize("scenario", ["crossing", "delivery", "vasarhelyi"])
 def test_drones_without_maps_take_recipes_without_maps(scenario):
     assert build(scenario, recipe="mappo", network__encoders=["attention"]).config.recipe == "mappo"
 

@@ -1,0 +1,127 @@
+"""The scenario file of delivery."""
+
+import pydantic
+
+from scenarios.tables import AirTable, Amount, DroneTable, EnergyTable, FieldTable, Positive
+from swarm.config import ScenarioConfig, Table
+from swarm.dynamics.drones import ControlTable
+from swarm.search import SearchTable
+
+
+class WorldTable(FieldTable):
+    """Table `world`."""
+
+    pads: int = pydantic.Field(ge=1, le=63)
+    reach: float = Positive
+    slow: float = Positive
+
+    @property
+    def side(self) -> int:
+        """Cells a side of the grid that the depot and the pads are drawn from."""
+        return next(n for n in range(2, 9) if n * n > self.pads)
+
+
+class ParcelsTable(Table):
+    """Table `parcels`."""
+
+    number: int = pydantic.Field(ge=1)
+    initial: int = pydantic.Field(ge=0)
+    last: float = Positive
+    from_depot: float = pydantic.Field(ge=0.0, le=1.0)
+    mass: tuple[float, float]
+    value: tuple[float, float]
+    deadline: float = Positive
+    fade: float = Positive
+
+    @pydantic.model_validator(mode="after")
+    def _ranges(self) -> "ParcelsTable":
+        if self.initial > self.number:
+            raise ValueError(f"initial = {self.initial} exceeds number = {self.number}; raise number")
+        for name in ("mass", "value"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} = [{low:g}, {high:g}]: expected 0 < least <= greatest")
+        return self
+
+
+class PopulationTable(Table):
+    """Table `population`."""
+
+    drone: DroneTable
+
+
+class ObservationTable(Table):
+    """Table `observation`."""
+
+    parcels: int = pydantic.Field(ge=1)
+    others: int = pydantic.Field(ge=1)
+    sight: float = Positive
+
+
+class RewardTable(Table):
+    """Table `reward`."""
+
+    delivered: float = Positive
+    picked: float
+    carried: float
+    energy: float = Amount
+    crash: float
+    reserve: float = pydantic.Field(ge=0.0, lt=1.0)
+
+
+class AuctionTable(Table):
+    """Table `auction`: of the scripted policy."""
+
+    epsilon: float = Positive
+    rounds: int = pydantic.Field(ge=1)
+    stop: float = Amount
+    slip: float = pydantic.Field(ge=0.0, lt=1.0)
+    reserve: float = pydantic.Field(ge=0.0, lt=1.0)
+    horizon: float = Positive
+    margin: float = Amount
+
+
+class DeliveryConfig(ScenarioConfig):
+    """A scenario file for delivery."""
+
+    world: WorldTable
+    parcels: ParcelsTable
+    population: PopulationTable
+    control: ControlTable
+    air: AirTable
+    energy: EnergyTable
+    observation: ObservationTable
+    reward: RewardTable
+    auction: AuctionTable
+    search: SearchTable = SearchTable()
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> "DeliveryConfig":
+        world, drone, energy = self.world, self.population.drone, self.energy
+        if self.observation.sight <= 2 * drone.radius:
+            raise ValueError(
+                f"observation.sight = {self.observation.sight:g} is shorter than two radii of a drone, so that nobody "
+                "could crash; raise it"
+            )
+        if self.observation.parcels > self.parcels.number:
+            raise ValueError(
+                f"observation.parcels = {self.observation.parcels} exceeds parcels.number = {self.parcels.number}; "
+                "lower it"
+            )
+        if energy.pad < world.reach + 2 * drone.radius:
+            raise ValueError(
+                f"energy.pad = {energy.pad:g}: no room to charge beyond world.reach = {world.reach:g}, within which "
+                "parcels are picked up; enlarge the pad"
+            )
+        if 2 * energy.pad >= min(world.size) / world.side:
+            raise ValueError(
+                f"world.pads = {world.pads}: {world.side} x {world.side} cells of world.size = {list(world.size)} are "
+                f"too small for pads of {energy.pad:g} m each; lower their number, or energy.pad"
+            )
+        ring = 3.1416 * (world.reach + energy.pad) / drone.initial
+        if drone.initial > 1 and ring < 2 * drone.radius + 0.1:
+            raise ValueError(
+                f"population.drone.initial = {drone.initial} do not fit around a depot of {energy.pad:g} m; enlarge "
+                "energy.pad, or lower the number"
+            )
+        return self

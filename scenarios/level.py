@@ -1,0 +1,188 @@
+"""Drones at one altitude above a field, on batteries that the pad of their base fills; for scenarios to share."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from scenarios.flying import Craft, Flying
+from scenarios.tables import AirTable, DroneTable, EnergyTable, FieldTable
+from swarm.avoidance import avoid, reciprocal, walls
+from swarm.dynamics import Air, load_airframe
+from swarm.dynamics.drones import ControlTable
+from swarm.energy import Battery, Pads, PowerTable, RotorPower
+from swarm.entities import Entities
+from swarm.neighbors import Nearest, Neighbors
+from swarm.space import Open, rounded
+from swarm.vectors import clipped, norm
+
+
+class Level(eqx.Module):
+    """How they fly, what that draws, and what is too near.
+
+    Attributes:
+        flying: dynamics and air.
+        power: of flight.
+        battery: joules.
+        hover: power of hovering without payload, watts.
+        charge: power of the pad, in powers of hovering.
+        pad: its radius, metres.
+        first: share of the battery at the start, least and greatest.
+        size: of the field, metres.
+        altitude: that all keep, metres.
+        radius: of the ball that nobody else may enter, metres.
+    """
+
+    flying: Flying
+    power: RotorPower
+    battery: Battery
+    hover: Float[Array, ""]
+    charge: Float[Array, ""]
+    pad: Float[Array, ""]
+    first: Float[Array, " 2"]
+    size: Float[Array, " 2"]
+    altitude: Float[Array, ""]
+    radius: Float[Array, ""]
+
+    @classmethod
+    def of(
+        cls, world: FieldTable, drone: DroneTable, control: ControlTable, air: AirTable, energy: EnergyTable
+    ) -> "Level":
+        """Build it from a scenario file's tables.
+
+        Raises:
+            ConfigError: there is no such airframe, its loops are unstable at this step, or its power is impossible.
+        """
+        rest = {name: getattr(energy, name) for name in ("solidity", "body_drag", "efficiency", "avionics")}
+        power = RotorPower.of([PowerTable.of_airframe(load_airframe(drone.airframe), rest)])
+        hover = power.of_flight(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1))[0]
+        return cls(
+            flying=Flying.of(drone, control, air, world.time_step),
+            power=power,
+            battery=Battery.of([energy.endurance * float(hover)]),
+            hover=hover,
+            charge=jnp.float32(energy.charge),
+            pad=jnp.float32(energy.pad),
+            first=jnp.asarray(energy.first, jnp.float32),
+            size=jnp.asarray(world.size, jnp.float32),
+            altitude=jnp.float32(world.altitude),
+            radius=jnp.float32(drone.radius),
+        )
+
+    @property
+    def volume(self) -> Open:
+        """Where they are."""
+        return Open(jnp.zeros(3), jnp.concatenate([self.size, 2.0 * self.altitude[None]]))
+
+    def charges(self, key: Key[Array, ""], n: int) -> Float[Array, " n"]:
+        """Joules at the start, drawn evenly for each."""
+        draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(jnp.arange(n))
+        return self.battery.capacity[0] * (self.first[0] + rounded(draw * (self.first[1] - self.first[0])))
+
+    def fly(
+        self,
+        entities: Entities,
+        craft: Craft,
+        action: Float[Array, "n 2"],
+        found: Neighbors,
+        step: Int[Array, ""],
+        key: Key[Array, ""],
+    ) -> tuple[Entities, Craft, Air]:
+        """Level commands, as shares of the highest speed and together at most 1; and what brings the altitude back."""
+        speed = self.flying.speed
+        level = clipped(action * speed, jnp.broadcast_to(speed, action.shape[:1]))
+        height = jnp.where(entities.alive, entities.position[:, 2], self.altitude)
+        climb = jnp.clip(2.0 * (self.altitude - height), -0.5, 0.5)
+        velocity = jnp.concatenate([level, climb[:, None]], axis=1)
+        return self.flying.fly(entities, craft, velocity, found, step * self.flying.time_step, key)
+
+    def drain(
+        self, entities: Entities, base: Float[Array, " 2"], wind: Float[Array, "n 3"], payload: Float[Array, " n"]
+    ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """Joules that each holds after a step, and joules that it has drawn in it.
+
+        Args:
+            entities: after the step, with the joules before it as their first store.
+            base: middle of the pad, metres.
+            wind: metres per second.
+            payload: kilograms.
+        """
+        alive, dt = entities.alive, self.flying.time_step
+        velocity = jnp.where(alive[:, None], entities.velocity - wind, 0.0)
+        kind = jnp.zeros_like(entities.kind)
+        watts = jnp.where(alive, self.power.of_flight(velocity, kind, payload), 0.0)
+        # A column as high as anybody flies: charging is by contact or from near above.
+        pads = Pads(
+            jnp.concatenate([base, self.altitude[None]])[None], self.pad, self.charge * self.hover, jnp.float32(1.0)
+        )
+        supplied = pads.supply(self.volume, entities.position.at[:, 2].set(self.altitude), alive)
+        energy = jnp.where(alive, entities.stores[:, 0], 0.0)
+        return self.battery.step(energy, kind, watts, supplied, dt), watts * dt
+
+    def touches(self, entities: Entities, near: Nearest) -> Bool[Array, " n"]:
+        """Who touches another one or the ground, or has left the field."""
+        place = jnp.where(entities.alive[:, None], entities.position, self.radius)
+        level = place[:, :2]
+        outside = jnp.any((level < self.radius) | (level > self.size[None] - self.radius), axis=1)
+        return outside | (place[:, 2] < self.radius) | (near.valid[:, 0] & (near.distance[:, 0] < 2.0 * self.radius))
+
+    def way_back(self, entities: Entities, base: Float[Array, " 2"]) -> Float[Array, " n"]:
+        """Share of a full battery that the way to the middle of the pad needs, with a third for head winds."""
+        way = jnp.where(entities.alive[:, None], entities.position[:, :2] - base[None], 0.0)
+        return norm(way) / self.flying.speed * self.hover / self.battery.capacity[0] * 1.3
+
+    def crash_price(
+        self,
+        before: Entities,
+        after: Entities,
+        crashed: Bool[Array, " n"],
+        base: Float[Array, " 2"],
+        reward: dict[str, Float[Array, ""]],
+    ) -> Float[Array, " n"]:
+        """What each pays for a step: `reward["crash"]` for a crash, of which a share is due before, if `reserve` > 0.
+
+        Due is nothing while the battery holds `reserve` (a share of it) more than the way back needs, all when it holds
+        no more than that, and evenly in between; what was paid comes back as the battery fills. That is a potential,
+        which leaves it as it is what is best (Ng, Harada and Russell 1999), but tells of an empty battery in time.
+        """
+
+        def due(entities: Entities) -> Float[Array, " n"]:
+            charge = jnp.where(entities.alive, entities.stores[:, 0], 0.0) / self.battery.capacity[0]
+            spare = rounded(charge - self.way_back(entities, base))
+            share = jnp.clip(1.0 - spare / jnp.maximum(reward["reserve"], 1e-6), 0.0, 1.0)
+            return jnp.where(entities.alive & (reward["reserve"] > 0), share, 0.0)
+
+        return rounded(reward["crash"] * (jnp.where(crashed, 1.0, due(after)) - due(before)))
+
+    def clear(
+        self,
+        wanted: Float[Array, "n 2"],
+        entities: Entities,
+        near: Nearest,
+        margin: Float[Array, ""],
+        horizon: Float[Array, ""],
+    ) -> Float[Array, "n 2"]:
+        """Actions nearest to wanted velocities that meet neither another drone nor the edge (van den Berg et al. 2011).
+
+        Args:
+            wanted: metres per second.
+            entities: the population.
+            near: the nearest others.
+            margin: added to the radius, because velocities are not followed at once; metres.
+            horizon: seconds without a collision.
+        """
+        alive, dt, speed = entities.alive[:, None], self.flying.time_step, self.flying.speed
+        place, velocity = (jnp.where(alive, x[:, :2], 0.0) for x in (entities.position, entities.velocity))
+        room = jnp.concatenate([place, self.size[None] - place], axis=1) - self.radius - margin
+        inward = jnp.concatenate([jnp.eye(2), -jnp.eye(2)])
+        hard = walls(room, jnp.broadcast_to(inward[None], (*room.shape, 2)), horizon, dt)
+        reach = jnp.full(near.distance.shape, 2.0 * (self.radius + margin))
+        way, others = near.displacement[..., :2], near.gather(velocity)
+        soft = reciprocal(velocity, way, others, near.valid, reach, horizon, dt)
+        found = avoid(wanted, jnp.broadcast_to(speed, alive.shape[:1]), hard, soft)
+        return jnp.clip(found / speed, -1.0, 1.0)
+
+
+def total(values: Float[Array, " n"]) -> Float[Array, ""]:
+    """Sum one by one: a reduction may round differently alone and in a batch, or with more slots."""
+    return jax.lax.scan(lambda so_far, x: (so_far + x, None), jnp.zeros(()), values)[0]
