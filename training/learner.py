@@ -144,6 +144,7 @@ class AbstractLearner(eqx.Module):
     def close(self) -> None:
         """There is nothing to stop."""
 
+    @eqx.filter_jit
     def place(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors]:
         """Put what is learned on every device, and a share of the worlds on each."""
         replicated = NamedSharding(self.mesh, PartitionSpec())

@@ -9,6 +9,7 @@ import pytest
 from swarm.config import load
 from training.build import build_learner
 from training.config import load_training
+from training.learner import AXIS
 
 SETTINGS = {
     "training.recipe": "impala",
@@ -70,7 +71,8 @@ def test_what_the_policy_no_longer_does_is_not_driven_further(rivals):
     learner = build_learner(scenario, load_training(scenario), 1)
     weight = jnp.asarray([0.0, 0.5, 1.0, 1.0]).reshape(4, 1, 1)
     own = jnp.asarray([9.0, 3.0, 4.0, 0.0]).reshape(4, 1, 1)
-    normalised = learner.normalised((weight * own)[..., None], jnp.ones((4, 1, 1), bool), weight)[..., 0]
+    rows = (weight * own)[None, ..., None], jnp.ones((1, 4, 1, 1), bool), weight[None]
+    normalised = jax.vmap(learner.normalised, axis_name=AXIS)(*rows)[0, ..., 0]
     # The mean by weight is (1.5 + 4) / 2.5 = 2.2, so that 0, 0.4, 1.8 and -2.2 are left.
     expected = np.asarray([0.0, 0.4, 1.8, -2.2])
     np.testing.assert_allclose(normalised[:, 0, 0], expected / np.sqrt(np.mean(expected**2)), rtol=1e-5)
