@@ -261,7 +261,7 @@ class _Body:
 
     def spin_momentum(self, speeds: Array) -> Array:
         """Angular momentum of the rotors about the upward axis, which is against the torque of the air."""
-        total = inner(tuple(self.rotors.spin), tuple(speeds))
+        total = inner(self.rotors.spin, speeds)
         return -rounded(RADIANS_PER_RPM * rounded(self.rotors.inertia * total))
 
     def momentum(self, rates: Components, speeds: Array) -> Components:
@@ -286,8 +286,8 @@ class _Body:
     def loads(self, place: Components, q: Components, speeds: Array) -> tuple[Forces, Components]:
         """Forces over mass, and the torque in axes of the body."""
         thrusts, drive = self._thrusts(place, q, speeds), _polynomial(self.rotors.torque, speeds)
-        ahead, aside = (tuple(part) for part in self.rotors.place)
-        torque = inner(aside, tuple(thrusts)), -inner(ahead, tuple(thrusts)), inner(tuple(self.rotors.spin), tuple(drive))
+        ahead, aside = self.rotors.place
+        torque = inner(aside, thrusts), -inner(ahead, thrusts), inner(self.rotors.spin, drive)
         total, lift = (sum(rows[1:], start=rows[0]) for rows in (speeds, thrusts))
         drag = tuple((c + rounded(d * total)) / self.mass for c, d in zip(self.drag, self.drag_per_speed, strict=True))
         return Forces(lift / self.mass, drag, self.pull, self.wind), torque

@@ -5,6 +5,8 @@ numbers, and each product is rounded before it is added (`swarm.space.rounded`),
 are the same.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -37,8 +39,8 @@ def _(primals: tuple[Components], tangents: tuple[Components]) -> tuple[Array, A
     return joined(*primals), jnp.stack(*tangents, axis=-1)
 
 
-def inner(a: Components, b: Components) -> Array:
-    """Inner product."""
+def inner(a: Iterable[Array], b: Iterable[Array]) -> Array:
+    """Inner product of tuples, or along first axes."""
     first, *others = (rounded(x * y) for x, y in zip(a, b, strict=True))
     return sum(others, start=first)
 
