@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from swarm.disturbance import Downwash, Dryden, Shear, Weather
-from swarm.dynamics import Air, drone_dynamics, load_airframe
+from swarm.dynamics import drone_dynamics, load_airframe
+from swarm.dynamics.studies import rotor_differential
 from swarm.entities import Entities
 from swarm.search import neighbor_search
 from swarm.space import Open
@@ -34,17 +36,17 @@ def population(n):
     )
 
 
-def rotor_steps(n, n_steps=N_STEPS):
+def rotor_steps(n, n_steps=N_STEPS, solver=None):
     """Open loop: rotors held near hover, 500 steps in a second, as crazyflow takes by default."""
     dynamics = drone_dynamics(["cf2x_l250"], 1 / RATE, commands="rotors", control={"rate": RATE})
+    dynamics = dynamics if solver is None else rotor_differential(dynamics, solver, 1)
     entities = population(n)
     start = dynamics.init(entities)
 
     @eqx.filter_jit
     def run(dynamics, motion, command):
-        air = Air.still(motion.position)
         return jax.lax.fori_loop(
-            0, n_steps, lambda _, m: dynamics.fly(m, command, entities.kind, jnp.float32(1 / RATE), air), motion
+            0, n_steps, lambda _, m: dynamics.step(m, command, entities.kind, jnp.float32(1 / RATE)), motion
         )
 
     return run, dynamics, start, start.inner.rotors * 1.02
@@ -111,17 +113,34 @@ def test_flight_with_downwash_and_wind(benchmark, ready, size):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("size", SIZES)
-def test_rotors_beside_crazyflow(benchmark, ready, size):
-    """Its first principles under its default integrator, Euler, in rounds in turn; medians."""
+@pytest.mark.parametrize(
+    ("solver", "integrator"),
+    [(None, "euler"), (None, "rk4"), (diffrax.Euler(), "euler")],
+    ids=["splitting-euler", "splitting-rk4", "euler-euler"],
+)
+def test_rotors_beside_crazyflow(benchmark, ready, solver, integrator, size):
+    """Its first principles under Euler's method, its default, or RK4, in rounds in turn; medians.
+
+    Both: rotors with their lag, gyroscopic and reaction torques, linear drag, an outer force; single precision, one
+    parameter set for all, as many steps in one program. Ours has wind, headings and a kind for each drone, and splits
+    the motion at second order with one evaluation of the forces in a step, unless a solver is given; theirs has an
+    outer torque and a floor that stops it.
+    """
     if os.environ.get("SCIPY_ARRAY_API") != "1":
         pytest.skip("crazyflow needs the environment variable SCIPY_ARRAY_API=1")
     crazyflow = pytest.importorskip("crazyflow.sim")
     n = SIZES[size]
     sim = crazyflow.Sim(
-        n_worlds=n, n_drones=1, drone="cf2x_L250", dynamics="first_principles", control="rotor_vel", freq=int(RATE)
+        n_worlds=n,
+        n_drones=1,
+        drone="cf2x_L250",
+        dynamics="first_principles",
+        control="rotor_vel",
+        freq=int(RATE),
+        integrator=integrator,
     )
     sim.rotor_vel_control(jnp.full((n, 1, 4), 19_500.0))
-    run, *arguments = rotor_steps(n)
+    run, *arguments = rotor_steps(n, solver=solver)
     ready(run(*arguments))
     sim.step(N_STEPS)
     ready(sim.data.states.pos)
@@ -141,4 +160,4 @@ def test_rotors_beside_crazyflow(benchmark, ready, size):
     ours, theirs = (n * N_STEPS / statistics.median(column) for column in zip(*times, strict=True))
     benchmark.extra_info["drone_steps_per_second"] = round(ours)
     benchmark.extra_info["of_crazyflow"] = round(theirs)
-    print(f" {n} drones: {ours / 1e6:.2f} million drone-steps/s, crazyflow {theirs / 1e6:.2f}")
+    print(f" {n} drones: {ours / 1e6:.2f} million drone-steps/s, crazyflow under {integrator} {theirs / 1e6:.2f}")

@@ -69,6 +69,21 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return rounded(*primals), tangents[0]
 
 
+@jax.custom_jvp
+def kept(number: Float[Array, "*v"]) -> Float[Array, "*v"]:
+    """The same number, computed once where several results need it.
+
+    On CPUs XLA computes sums and products anew for every result that they enter, so that long chains of them grow as
+    trees do; the result of a division it keeps. That this one is by 1 it does not see, LLVM later does.
+    """
+    return number / jnp.where(number == number, 1.0, 2.0)
+
+
+@kept.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return kept(*primals), tangents[0]
+
+
 def length(components: list[Float[Array, "*v"]]) -> Float[Array, "*v"]:
     """Euclidean length of a vector given by components, with gradient 0 at 0."""
     return root(square_length(components))

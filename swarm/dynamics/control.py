@@ -15,7 +15,7 @@ from swarm.dynamics.motion import Motion, wrapped
 from swarm.dynamics.quadrotor import Law, Quadrotor
 from swarm.dynamics.quaternion import Components, components, cross, inner, joined
 from swarm.entities import Entities
-from swarm.space import rounded
+from swarm.space import kept, rounded
 from swarm.vectors import clipped
 
 
@@ -104,7 +104,7 @@ class AttitudeHold(AbstractLayer, AbstractAttitudeFlight):
             components(x[kind]) for x in (self.vehicle.inertia, self.stiffness, self.damping)
         )
         low, high = components(self.thrust_range[kind])
-        rotors, rows = self.vehicle.rotors.of(kind), jnp.moveaxis(self.mixer[kind], 0, -1)
+        rotors, mixer = self.vehicle.rotors.of(kind), jnp.moveaxis(self.mixer[kind], 0, -1)
 
         def torque(attitude: Components, rates: Components) -> Components:
             *way, cos = quaternion.product(quaternion.conjugate(goal), attitude)
@@ -115,11 +115,10 @@ class AttitudeHold(AbstractLayer, AbstractAttitudeFlight):
             )
             return tuple(rounded(i * a) + b for i, a, b in zip(inertia, wanted, swing, strict=True))
 
-        def speeds(attitude: Components, rates: Components, now: Components) -> Components:
-            made = (thrust, *torque(attitude, rates))
-            pushes = (jnp.clip(inner(tuple(row), made), low, high) for row in rows)
-            goals = (rotors.speed_of_thrust(push) for push in pushes)
-            return tuple(w + rounded(lead * (goal - w)) for goal, w in zip(goals, now, strict=True))
+        def speeds(attitude: Components, rates: Components, now: Array) -> Array:
+            made = (thrust, *map(kept, torque(attitude, rates)))
+            pushes = jnp.stack([jnp.clip(inner(row, made), low, high) for row in mixer])
+            return kept(now + rounded(lead[None] * (rotors.speed_of_thrust(pushes) - now)))
 
         return speeds
 

@@ -13,17 +13,17 @@ from swarm.dynamics.motion import Motion
 from swarm.dynamics.quaternion import Components, components, inner, joined, plane
 from swarm.entities import Entities
 from swarm.errors import ConfigError
-from swarm.space import rounded
+from swarm.space import kept, rounded
 
 RADIANS_PER_RPM = 2 * jnp.pi / 60
 # The ground raises the thrust of a rotor by at most this share, where the fitted formula ends (gym-pybullet-drones).
 _MOST_GROUND_EFFECT = 4 / 15
 
 
-# Attitude, rates and rotor speeds to commanded rotor speeds; all components.
-Law = Callable[[Components, Components, Components], Components]
-# Position, velocity, attitude, angular momentum, rotor speeds.
-Carry = tuple[Components, Components, Components, Components, Components]
+# Attitude, rates (components) and rotor speeds [r, *n] to commanded rotor speeds [r, *n].
+Law = Callable[[Components, Components, Array], Array]
+# Position, velocity, attitude, angular momentum (components), rotor speeds [r, *n].
+Carry = tuple[Components, Components, Components, Components, Array]
 
 
 class Turning(eqx.Module):
@@ -68,8 +68,22 @@ class Rotors(eqx.Module):
     ground_effect: Float[Array, " kinds"] | None
 
     def of(self, kind: Int[Array, "*n"]) -> "Rotors":
-        """Those of the entities; their last axes first, as components."""
-        return jax.tree.map(lambda x: jnp.moveaxis(x[kind], range(kind.ndim), range(-kind.ndim, 0)), self)
+        """Those of the entities: arrays [2, r, *n] (place), [r, *n] (spin), [i, 1, *n] (the i of all rotors), [*n]."""
+        own = jax.tree.map(lambda x: x[kind].T, self)
+        shared = (own.thrust, own.torque, own.speed, own.rates)
+        return eqx.tree_at(
+            lambda r: (r.thrust, r.torque, r.speed, r.rates), own, tuple(part[:, None] for part in shared)
+        )
+
+    def rates_of(self, up: Array) -> tuple[Array, Array]:
+        """A and b of rotors that speed up or slow down."""
+        up_a, up_b, down_a, down_b = self.rates
+        return jnp.where(up, up_a, down_a), jnp.where(up, up_b, down_b)
+
+    def follow(self, command: Array, speeds: Array) -> Array:
+        """RPM per second."""
+        a, b = self.rates_of(command > speeds)
+        return (command - speeds) * (a + b * (command + speeds))
 
     def speed_of_thrust(self, thrust: Array) -> Array:
         """RPM at which a rotor has that thrust (newtons); the larger root."""
@@ -139,7 +153,8 @@ class Quadrotor(AbstractFlight):
 
     def hover_speed(self, kind: Int[Array, " n"]) -> Float[Array, " n"]:
         """RPM at which the rotors carry the weight."""
-        return self.rotors.of(kind).speed_of_thrust((self.mass * self.gravity)[kind] / self.rotors.spin.shape[1])
+        weight = (self.mass * self.gravity)[kind]
+        return self.rotors.of(kind).speed_of_thrust(weight[None] / self.rotors.spin.shape[1])[0]
 
     def init(self, entities: Entities) -> Motion:
         """Level, at rest, with rotors that carry the weight."""
@@ -158,7 +173,7 @@ class Quadrotor(AbstractFlight):
         self, motion: Motion, command: Float[Array, "n c"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
     ) -> Motion:
         """Fly freely for half a sub-step, be pushed, and fly freely for the other half."""
-        goals = components(command)
+        goals = command.T
         return self.driven(motion, lambda attitude, rates, speeds: goals, kind, dt, air, 1)
 
     def driven(
@@ -168,7 +183,7 @@ class Quadrotor(AbstractFlight):
 
         Args:
             motion: at the start.
-            law: `law(attitude, rates, speeds)`, the RPM commanded; all components [n].
+            law: `law(attitude, rates, speeds)`, the RPM commanded [r, n]; components [n] and the RPM [r, n].
             kind: of the entities.
             dt: seconds.
             air: held.
@@ -183,12 +198,12 @@ class Quadrotor(AbstractFlight):
             follow = _Follow(body.rotors, goals, speeds, 0.5 * h)
             return repeated(self.n_substeps, lambda inside: _substep(body, follow, h, inside), carry)
 
-        speeds = components(state.rotors)
+        speeds = state.rotors.T
         momentum = body.momentum(components(state.rates), speeds)
         place, velocity, q = (components(x) for x in (motion.position, motion.velocity, state.attitude))
         place, velocity, q, momentum, speeds = repeated(n_updates, update, (place, velocity, q, momentum, speeds))
         q = quaternion.unit(q)
-        state = Turning(joined(q), joined(body.rates(momentum, speeds)), joined(speeds))
+        state = Turning(joined(q), joined(body.rates(momentum, speeds)), speeds.T)
         return Motion(joined(place), joined(velocity), quaternion.yaw_of(q), state)
 
     def derivative(self, motion: Motion, command: Float[Array, " c"], kind: Int[Array, ""], air: Air) -> Motion:
@@ -201,10 +216,9 @@ class Quadrotor(AbstractFlight):
             air: of the entity, without the axis n.
         """
         body, state = _Body(self, kind, air), motion.inner
-        low, high = body.rotors.speed
-        rates, speeds = components(state.rates), components(state.rotors)
+        rates, speeds = components(state.rates), state.rotors
         q = quaternion.unit(components(state.attitude))
-        change = _rotor_change(body.rotors, components(jnp.clip(command, low, high)), speeds)
+        change = body.rotors.follow(jnp.clip(command, *body.rotors.speed), speeds)
         forces, torque = body.loads(components(motion.position), q, speeds)
         free = quaternion.cross(body.momentum(rates, speeds), rates)
         # The angular momentum of the rotors is linear in their speeds.
@@ -217,7 +231,7 @@ class Quadrotor(AbstractFlight):
         level = forward[0] ** 2 + forward[1] ** 2
         heading = (forward[0] * sideways[1] - forward[1] * sideways[0]) / jnp.where(level > 0, level, 1.0)
         pushed = joined(forces.acceleration(q, components(motion.velocity)))
-        state = Turning(joined(tuple(0.5 * c for c in spun)), joined(turning), joined(change))
+        state = Turning(joined(tuple(0.5 * c for c in spun)), joined(turning), change)
         return Motion(motion.velocity, pushed, heading, state)
 
 
@@ -225,9 +239,10 @@ def _substep(body: "_Body", follow: "_Follow", h: Array, carry: Carry) -> Carry:
     place, velocity, q, momentum, speeds = carry
     place = quaternion.scaled_sum(place, 0.5 * h, velocity)
     q, momentum = body.turned(q, momentum, speeds, (0, 1, 2), 0.5 * h)
-    speeds = follow(speeds)
+    q, speeds = tuple(map(kept, q)), follow(speeds)
     forces, torque = body.loads(place, q, speeds)
     velocity, momentum = forces.kick(q, velocity, h), quaternion.scaled_sum(momentum, h, torque)
+    momentum = tuple(map(kept, momentum))
     speeds = follow(speeds)
     q, momentum = body.turned(q, momentum, speeds, (2, 1, 0), 0.5 * h)
     return quaternion.scaled_sum(place, 0.5 * h, velocity), velocity, q, momentum, speeds
@@ -244,23 +259,23 @@ class _Body:
         )
         self.pull, self.wind = pull_of(quadrotor.gravity[kind], self.mass, air.force), components(air.wind)
 
-    def spin_momentum(self, speeds: Components) -> Array:
+    def spin_momentum(self, speeds: Array) -> Array:
         """Angular momentum of the rotors about the upward axis, which is against the torque of the air."""
-        total = inner(tuple(self.rotors.spin), speeds)
+        total = inner(self.rotors.spin, speeds)
         return -rounded(RADIANS_PER_RPM * rounded(self.rotors.inertia * total))
 
-    def momentum(self, rates: Components, speeds: Components) -> Components:
+    def momentum(self, rates: Components, speeds: Array) -> Components:
         """Angular momentum of body and rotors."""
         x, y, z = (rounded(i * w) for i, w in zip(self.inertia, rates, strict=True))
         return x, y, z + self.spin_momentum(speeds)
 
-    def rates(self, momentum: Components, speeds: Components) -> Components:
+    def rates(self, momentum: Components, speeds: Array) -> Components:
         """Angular velocity of the body."""
         x, y, z = momentum
         return tuple(m / i for m, i in zip((x, y, z - self.spin_momentum(speeds)), self.inertia, strict=True))
 
     def turned(
-        self, q: Components, momentum: Components, speeds: Components, axes: tuple[int, ...], t: Array
+        self, q: Components, momentum: Components, speeds: Array, axes: tuple[int, ...], t: Array
     ) -> tuple[Components, Components]:
         """Turn freely about one axis after the other, `t` seconds about each."""
         spin = self.spin_momentum(speeds)
@@ -268,34 +283,30 @@ class _Body:
             q, momentum = _turned_about(axis, q, momentum, self.inertia, spin, t)
         return q, momentum
 
-    def loads(self, place: Components, q: Components, speeds: Components) -> tuple[Forces, Components]:
+    def loads(self, place: Components, q: Components, speeds: Array) -> tuple[Forces, Components]:
         """Forces over mass, and the torque in axes of the body."""
-        thrusts = self._thrusts(place, q, speeds)
-        x, y = self.rotors.place[:, 0], self.rotors.place[:, 1]
-        drive = tuple(_polynomial(self.rotors.torque, s) for s in speeds)
-        torque = inner(tuple(y), thrusts), -inner(tuple(x), thrusts), inner(tuple(self.rotors.spin), drive)
-        total = sum(speeds[1:], start=speeds[0])
+        thrusts, drive = self._thrusts(place, q, speeds), _polynomial(self.rotors.torque, speeds)
+        ahead, aside = self.rotors.place
+        torque = inner(aside, thrusts), -inner(ahead, thrusts), inner(self.rotors.spin, drive)
+        total, lift = (sum(rows[1:], start=rows[0]) for rows in (speeds, thrusts))
         drag = tuple((c + rounded(d * total)) / self.mass for c, d in zip(self.drag, self.drag_per_speed, strict=True))
-        lift = sum(thrusts[1:], start=thrusts[0]) / self.mass
-        return Forces(lift, drag, self.pull, self.wind), torque
+        return Forces(lift / self.mass, drag, self.pull, self.wind), torque
 
-    def _thrusts(self, place: Components, q: Components, speeds: Components) -> Components:
-        thrusts = tuple(_polynomial(self.rotors.thrust, s) for s in speeds)
+    def _thrusts(self, place: Components, q: Components, speeds: Array) -> Array:
+        thrusts = _polynomial(self.rotors.thrust, speeds)
         if self.rotors.ground_effect is None:
             return thrusts
         x, y, z, w = q
         slope = 2.0 * (rounded(x * z) - rounded(w * y)), 2.0 * (rounded(y * z) + rounded(w * x))
         upright = rounded(x * x) + rounded(y * y) < 0.5
         scaled = rounded(self.rotors.ground_effect * jnp.square(0.25 * self.rotors.radius))
-        gained = []
-        for thrust, (ahead, aside) in zip(thrusts, self.rotors.place, strict=True):
-            height = place[2] + rounded(slope[0] * ahead) + rounded(slope[1] * aside)
-            # Below the height at which the formula ends it is the same; where the height is squared, it is not 0.
-            low = jnp.sqrt(scaled / _MOST_GROUND_EFFECT)
-            near = jnp.where(height > low, height, jnp.where(low > 0, low, 1.0))
-            share = jnp.where(upright, scaled / jnp.square(near), 0.0)
-            gained.append(thrust + rounded(thrust * share))
-        return tuple(gained)
+        ahead, aside = self.rotors.place
+        height = place[2][None] + rounded(slope[0][None] * ahead) + rounded(slope[1][None] * aside)
+        # Below the height at which the formula ends it is the same; where the height is squared, it is not 0.
+        low = jnp.sqrt(scaled / _MOST_GROUND_EFFECT)[None]
+        near = jnp.where(height > low, height, jnp.where(low > 0, low, 1.0))
+        share = jnp.where(upright[None], scaled[None] / jnp.square(near), 0.0)
+        return thrusts + rounded(thrusts * share)
 
 
 class _Follow:
@@ -305,38 +316,17 @@ class _Follow:
     its sign, so that speeding up and slowing down do not mix.
     """
 
-    def __init__(self, rotors: Rotors, command: Components, speeds: Components, t: Array) -> None:
-        low, high = rotors.speed
-        up_a, up_b, down_a, down_b = rotors.rates
-        self.goals, self.left, self.bend = [], [], []
-        for goal, speed in zip(command, speeds, strict=True):
-            goal = jnp.clip(goal, low, high)
-            up = goal > speed
-            a, b = jnp.where(up, up_a, down_a), jnp.where(up, up_b, down_b)
-            k = a + rounded(2.0 * rounded(b * goal))
-            still = k == 0
-            share = jnp.where(still, t, -jnp.expm1(-k * t) / jnp.where(still, 1.0, k))
-            self.goals.append(goal)
-            self.left.append(jnp.exp(-k * t))
-            self.bend.append(b * share)
+    def __init__(self, rotors: Rotors, command: Array, speeds: Array, t: Array) -> None:
+        self.goals = jnp.clip(command, *rotors.speed)
+        a, b = rotors.rates_of(self.goals > speeds)
+        k = a + rounded(2.0 * rounded(b * self.goals))
+        still, fading = k == 0, jnp.expm1(-k * t)
+        self.left = 1.0 + fading
+        self.bend = b * jnp.where(still, t, -fading / jnp.where(still, 1.0, k))
 
-    def __call__(self, speeds: Components) -> Components:
-        new = []
-        for speed, goal, left, bend in zip(speeds, self.goals, self.left, self.bend, strict=True):
-            error = speed - goal
-            new.append(goal + rounded(rounded(error * left) / (1.0 + rounded(bend * error))))
-        return tuple(new)
-
-
-def _rotor_change(rotors: Rotors, command: Components, speeds: Components) -> Components:
-    """RPM per second."""
-    up_a, up_b, down_a, down_b = rotors.rates
-    change = []
-    for goal, speed in zip(command, speeds, strict=True):
-        up = goal > speed
-        a, b = jnp.where(up, up_a, down_a), jnp.where(up, up_b, down_b)
-        change.append((goal - speed) * (a + b * (goal + speed)))
-    return tuple(change)
+    def __call__(self, speeds: Array) -> Array:
+        error = speeds - self.goals
+        return self.goals + rounded(error * self.left) / (1.0 + rounded(self.bend * error))
 
 
 def _polynomial(coefficients: Array, speed: Array) -> Array:
@@ -365,7 +355,6 @@ def _half_turn(angle: Array) -> tuple[Array, Array]:
     Rational, by the tangent of its quarter: the sines of six turns in each sub-step took three quarters of its time.
     """
     quarter = 0.25 * angle
-    tangent = quarter + rounded(quarter * rounded(quarter * quarter)) / 3.0
+    tangent = quarter + rounded(rounded(quarter * quarter) * (quarter * (1 / 3)))
     square = rounded(tangent * tangent)
-    share = 1.0 / (1.0 + square)
-    return rounded(2.0 * tangent * share), rounded((1.0 - square) * share)
+    return 2.0 * tangent / (1.0 + square), (1.0 - square) / (1.0 + square)

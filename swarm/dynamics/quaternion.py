@@ -5,6 +5,9 @@ numbers, and each product is rounded before it is added (`swarm.space.rounded`),
 are the same.
 """
 
+from collections.abc import Iterable
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -18,13 +21,26 @@ def components(vector: Float[Array, "*v d"]) -> Components:
     return tuple(vector[..., axis] for axis in range(vector.shape[-1]))
 
 
+@jax.custom_jvp
 def joined(parts: Components) -> Float[Array, "*v d"]:
-    """Put components together as the last axis."""
-    return jnp.stack(parts, axis=-1)
+    """Put components together as the last axis.
+
+    By selection, which runs over contiguous numbers; XLA interleaves by a branch for each number, five times slower.
+    """
+    axis = jax.lax.broadcasted_iota(jnp.int32, (*parts[0].shape, len(parts)), parts[0].ndim)
+    whole = parts[-1][..., None]
+    for i in range(len(parts) - 1):
+        whole = jnp.where(axis == i, parts[i][..., None], whole)
+    return whole
 
 
-def inner(a: Components, b: Components) -> Array:
-    """Inner product."""
+@joined.defjvp
+def _(primals: tuple[Components], tangents: tuple[Components]) -> tuple[Array, Array]:
+    return joined(*primals), jnp.stack(*tangents, axis=-1)
+
+
+def inner(a: Iterable[Array], b: Iterable[Array]) -> Array:
+    """Inner product of tuples, or along first axes."""
     first, *others = (rounded(x * y) for x, y in zip(a, b, strict=True))
     return sum(others, start=first)
 
