@@ -11,16 +11,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from scenarios.delivery_config import DeliveryConfig
 from scenarios.delivery_parcels import Orders, Parcels, picked
 from scenarios.flying import Craft
-from scenarios.level import Level, total
+from scenarios.level import Level, polar, total
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Nearest
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
 from swarm.search import neighbor_search
 from swarm.space import rounded
-from swarm.vectors import norm, unit
+from swarm.vectors import norm
 
 N_BLOCKS = 4
-N_OWN = 15 + 2 * N_BLOCKS**2
+N_OWN = 17 + 2 * N_BLOCKS**2
 N_OF_PARCEL, N_OF_OTHER = 9, 7
 
 
@@ -57,10 +57,10 @@ class Delivery(AbstractRules):
     Picking up: a drone without a parcel that is slower than `slow` within `reach` of a place gets the oldest that waits
         there; of several drones the one of the lowest slot. It brings it by being slow within reach of the destination.
     Crash: whose battery is empty, who touches another drone, or leaves the field. Who crashes is lost with its parcel.
-    Observation, for each drone: own velocity, place, battery, way to the depot, time left; its parcel's mass, value,
-        age and way; the parcels that wait, and the drones, in each of 4 x 4 blocks of the field; of the nearest waiting
-        parcels: way there, way on from there, mass, value, age; of the nearest others in sight: way, relative velocity,
-        and what they carry. No maps.
+    Observation, for each drone: own velocity, place, battery, way to the depot, what that would leave of the
+        battery, time left; its parcel's mass, value, age and way; the parcels that wait, and the drones, in each of 4 x
+        4 blocks of the field; of the nearest waiting parcels: way there, way on from there, mass, value, age; of the
+        nearest others in sight: way, relative velocity, and what they carry. No maps.
     Reward: `delivered` times the value paid; `picked` and `carried` times the full value, when it is picked up and for
         the way that it is carried; minus `energy` per full battery drawn, and as much again when it is charged; minus
         `crash`, of which a share is due in advance as the battery runs low (`Level.crash_price`).
@@ -281,11 +281,12 @@ class Delivery(AbstractRules):
             velocity / level.flying.speed,
             2.0 * place / level.size[None] - 1.0,
             jnp.where(alive, entities.stores, 0.0) / level.battery.capacity[None],
-            (fields.places[:1] - place) / side,
+            polar(fields.places[:1] - place, side),
+            level.spare(entities, fields.places[0])[:, None],
             jnp.broadcast_to(1.0 - world.step / self.steps, (self.n_slots, 1)),
             loaded,
             picked(load, fields.load),
-            _polar(way, side),
+            polar(way, side),
         ]
         return jnp.concatenate([x.astype(jnp.float32) for x in own], axis=1)
 
@@ -315,7 +316,7 @@ class Delivery(AbstractRules):
         age = (self.seconds(world.step) - parcels.seconds) / self.orders.deadline
         of_parcel = [(end - start) / side, (parcels.mass / self.orders.mass[1])[:, None]]
         of_parcel += [(parcels.value / self.orders.value[1])[:, None], age[:, None]]
-        rows = [_polar(start[index] - place[:, None], side), jnp.concatenate(of_parcel, axis=1)[index], valid]
+        rows = [polar(start[index] - place[:, None], side), jnp.concatenate(of_parcel, axis=1)[index], valid]
         rows = jnp.concatenate([x.astype(jnp.float32) for x in rows], axis=2)
         return jnp.where(valid, rows, 0.0).reshape(n, -1)
 
@@ -372,8 +373,3 @@ def _rank(mask: Bool[Array, " x"], label: Int[Array, " x"]) -> Int[Array, " x"]:
     """How many of the mask with the same label come before each."""
     same = mask[None] & (label[:, None] == label[None]) & jnp.tri(label.shape[0], k=-1, dtype=bool)
     return jnp.sum(same, axis=1, dtype=jnp.int32)
-
-
-def _polar(way: Float[Array, "*v 2"], side: Float[Array, ""]) -> Float[Array, "*v 3"]:
-    """Direction, and distance in sides of the field."""
-    return jnp.concatenate([unit(way), norm(way)[..., None] / side], axis=-1)

@@ -14,7 +14,7 @@ from swarm.energy import Battery, Pads, PowerTable, RotorPower
 from swarm.entities import Entities
 from swarm.neighbors import Nearest, Neighbors
 from swarm.space import Open, rounded
-from swarm.vectors import clipped, norm
+from swarm.vectors import clipped, norm, unit
 
 
 class Level(eqx.Module):
@@ -131,6 +131,11 @@ class Level(eqx.Module):
         way = jnp.where(entities.alive[:, None], entities.position[:, :2] - base[None], 0.0)
         return norm(way) / self.flying.speed * self.hover / self.battery.capacity[0] * 1.3
 
+    def spare(self, entities: Entities, base: Float[Array, " 2"]) -> Float[Array, " n"]:
+        """Share of a full battery that the way back would leave."""
+        charge = jnp.where(entities.alive, entities.stores[:, 0], 0.0) / self.battery.capacity[0]
+        return rounded(charge - self.way_back(entities, base))
+
     def crash_price(
         self,
         before: Entities,
@@ -147,9 +152,7 @@ class Level(eqx.Module):
         """
 
         def due(entities: Entities) -> Float[Array, " n"]:
-            charge = jnp.where(entities.alive, entities.stores[:, 0], 0.0) / self.battery.capacity[0]
-            spare = rounded(charge - self.way_back(entities, base))
-            share = jnp.clip(1.0 - spare / jnp.maximum(reward["reserve"], 1e-6), 0.0, 1.0)
+            share = jnp.clip(1.0 - self.spare(entities, base) / jnp.maximum(reward["reserve"], 1e-6), 0.0, 1.0)
             return jnp.where(entities.alive & (reward["reserve"] > 0), share, 0.0)
 
         return rounded(reward["crash"] * (jnp.where(crashed, 1.0, due(after)) - due(before)))
@@ -181,6 +184,11 @@ class Level(eqx.Module):
         soft = reciprocal(velocity, way, others, near.valid, reach, horizon, dt)
         found = avoid(wanted, jnp.broadcast_to(speed, alive.shape[:1]), hard, soft)
         return jnp.clip(found / speed, -1.0, 1.0)
+
+
+def polar(way: Float[Array, "*v 2"], side: Float[Array, ""]) -> Float[Array, "*v 3"]:
+    """Direction, and distance in sides of the field."""
+    return jnp.concatenate([unit(way), norm(way)[..., None] / side], axis=-1)
 
 
 def total(values: Float[Array, " n"]) -> Float[Array, ""]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.flying import Craft
-from scenarios.level import Level, total
+from scenarios.level import Level, polar, total
 from scenarios.patrol_config import PatrolConfig
 from swarm.comms import Mail, SumRadio
 from swarm.entities import Entities, Spawn, spawn
@@ -66,9 +66,10 @@ class Patrol(AbstractRules):
         answers likewise; links fail, the farther the more often.
     Crash: whose battery is empty, who touches another drone, or leaves the field. Who crashes is lost, with all that it
         has not told.
-    Observation, for each drone: own velocity, place, battery, way to the base, whether it heard the base, time left,
-        way to the nearest cell that it does not know; what it knows around itself, and in each of 4 x 4 blocks; of the
-        nearest others in range: way, relative velocity, whether there is one. No maps.
+    Observation, for each drone: own velocity, place, battery, way to the base, what that would leave of the battery,
+        whether it heard the base, time left, way to the nearest cell that it does not know; what it knows around itself,
+        and in each of 4 x 4 blocks; of the nearest others in range: way, relative velocity, whether there is one. No
+        maps.
     Reward: `seen` times the share of the field that a drone sees before anybody, `told` times the share that the base
         comes to know, in equal parts to all; minus `energy` per full battery drawn, and as much again when it is
         charged; minus `crash`, of which a share is due in advance as the battery runs low (`Level.crash_price`).
@@ -146,7 +147,7 @@ class Patrol(AbstractRules):
     @property
     def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Others in range."""
-        return {"others": rows_of(12 + self.window**2 + N_BLOCKS**2, self.n_seen, N_FEATURES)}
+        return {"others": rows_of(14 + self.window**2 + N_BLOCKS**2, self.n_seen, N_FEATURES)}
 
     @property
     def middles(self) -> Float[Array, "h w 2"]:
@@ -291,7 +292,8 @@ class Patrol(AbstractRules):
             velocity / speed,
             2.0 * place / self.level.size[None] - 1.0,
             jnp.where(alive, entities.stores, 0.0) / self.level.battery.capacity[None],
-            (fields.base[None, :2] - place) / side,
+            polar(fields.base[None, :2] - place, side),
+            self.level.spare(entities, fields.base[:2])[:, None],
             fields.linked[:, None],
             jnp.broadcast_to(1.0 - world.step / self.steps, (n, 1)),
             way / jnp.maximum(far, 1.0)[:, None],

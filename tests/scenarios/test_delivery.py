@@ -185,11 +185,11 @@ def test_a_drone_sees_its_parcel_and_those_that_wait_nearest(simulator):
     world = placed(simulator, [[12.0, 4.0]], [(1, 2), (3, 5), (6, 0)], load=[-1, 0])
     _, timestep = step(simulator, world, STILL)
     own = np.asarray(timestep.observation.own)
-    assert own[0, 8] == 0
-    np.testing.assert_allclose(own[1, 8:12], [1.0, 0.005 / 0.008, 1.0 / 1.5, 0.2 / 12.0], rtol=1e-4)
+    assert own[0, 10] == 0
+    np.testing.assert_allclose(own[1, 10:14], [1.0, 0.005 / 0.008, 1.0 / 1.5, 0.2 / 12.0], rtol=1e-4)
     way = np.asarray([4.0, 16.0]) - APART[1]
-    np.testing.assert_allclose(own[1, 12:15], [*way / np.hypot(*way), np.hypot(*way) / 20.0], atol=1e-3)
-    blocks = own[0, 15:N_OWN].reshape(2, 4, 4)
+    np.testing.assert_allclose(own[1, 14:17], [*way / np.hypot(*way), np.hypot(*way) / 20.0], atol=1e-3)
+    blocks = own[0, 17:N_OWN].reshape(2, 4, 4)
     assert blocks[0, 0, 2] == blocks[0, 3, 3] == 0.25
     assert blocks[0].sum() == 0.5
     assert blocks[1].sum() == 5 * 0.25
