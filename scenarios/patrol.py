@@ -67,9 +67,9 @@ class Patrol(AbstractRules):
     Crash: whose battery is empty, who touches another drone, or leaves the field. Who crashes is lost, with all that it
         has not told.
     Observation, for each drone: own velocity, place, battery, way to the base, what that would leave of the battery,
-        whether it heard the base, time left, way to the nearest cell that it does not know; what it knows around itself,
-        and in each of 4 x 4 blocks; of the nearest others in range: way, relative velocity, whether there is one. No
-        maps.
+        whether it heard the base, time left, way to the nearest cell that it does not know; what it knows around
+        itself, and in each of 4 x 4 blocks; of the nearest others in range: way, relative velocity, whether there is
+        one. No maps.
     Reward: `seen` times the share of the field that a drone sees before anybody, `told` times the share that the base
         comes to know, in equal parts to all; minus `energy` per full battery drawn, and as much again when it is
         charged; minus `crash`, of which a share is due in advance as the battery runs low (`Level.crash_price`).
