@@ -201,7 +201,10 @@ def _play(simulator, world, timestep, key):
 
 # The simulator is an argument, so that one with other numbers (a shorter episode) needs no compilation of its own.
 play_segment = eqx.filter_jit(_play)
-play_batch = eqx.filter_jit(lambda simulator, *worlds: jax.vmap(functools.partial(_play, simulator))(*worlds))
+# Time before worlds in what is kept.
+play_batch = eqx.filter_jit(
+    lambda simulator, *worlds: jax.vmap(functools.partial(_play, simulator), out_axes=(0, 0, 1))(*worlds)
+)
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
 reset_batch = eqx.filter_jit(lambda simulator, keys: jax.vmap(simulator.reset)(keys))
@@ -212,6 +215,11 @@ RESET_KEYS, PLAY_KEYS = jax.random.split(jax.random.key(11), 3), jax.random.spli
 
 def stacked(*histories):
     return jax.tree.map(lambda *x: np.concatenate([_host(part) for part in x]), *histories)
+
+
+def pick(tree, number):
+    """One world of a batch, by numpy: each shape would be a program."""
+    return jax.tree.map(lambda x: _host(x)[number], tree)
 
 
 def _host(x):
@@ -342,23 +350,23 @@ def test_a_world_alone_is_the_world_in_a_batch(name):
     start, segments = (worlds, timesteps), []
     for segment in range(N_STEPS // SEGMENT):
         worlds, timesteps, history = play_batch(simulator, worlds, timesteps, keys[:, segment])
-        segments.append(jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), history))
+        segments.append(history)
     batch = stacked(*segments)
     for number in (0, 2):
         alone, _, whole = episode(simulator, number)
-        same_bits(alone, jax.tree.map(lambda x, i=number: x[i], start), "reset ")
+        same_bits(alone, pick(start, number), "reset ")
         same_bits(whole, jax.tree.map(lambda x, i=number: x[:, i], batch))
 
 
 @pytest.mark.parametrize(("number", "integer"), [(np.nan, -7), (np.inf, 123_456), (-1e30, 2**31 - 1)])
 def test_what_dead_slots_hold_influences_nothing(case, number, integer):
     _, (world, timestep, keys), history = episode(case.simulator)
-    dead = ~world.entities.alive
+    dead = ~np.asarray(world.entities.alive)
     assert dead.any()
 
     def poison(x):
         garbage = number if jnp.issubdtype(x.dtype, jnp.floating) else integer
-        return jnp.where(dead.reshape(-1, *[1] * (x.ndim - 1)), jnp.asarray(garbage, x.dtype), x)
+        return jnp.asarray(np.where(dead.reshape(-1, *[1] * (x.ndim - 1)), np.asarray(garbage, x.dtype), x))
 
     data = ("uid", "kind", "team", "position", "heading", "velocity", "stores")
     entities = eqx.tree_at(
@@ -392,12 +400,10 @@ def test_reset_ended_restarts_the_worlds_that_ended_and_no_other(name):
     new_keys = jax.random.split(jax.random.key(99), 3)
     new_worlds, new_timesteps = reset_some(simulator, worlds, flagged, new_keys)
     for number in (0, 2):
-        pick = functools.partial(jax.tree.map, lambda x, i=number: x[i])
-        same_bits(pick((worlds, flagged)), pick((new_worlds, new_timesteps)), f"world {number}")
+        same_bits(pick((worlds, flagged), number), pick((new_worlds, new_timesteps), number), f"world {number}")
     fresh, first = reset(simulator, new_keys[1])
-    pick = functools.partial(jax.tree.map, lambda x: x[1])
-    same_bits(fresh, pick(new_worlds))
-    same_bits(first.observation, pick(new_timesteps.observation))
+    same_bits(fresh, pick(new_worlds, 1))
+    same_bits(first.observation, pick(new_timesteps.observation, 1))
     # What the last step gave is kept for the learner.
     kept = lambda t: (t.reward, t.valid, t.terminated, t.truncated, t.world_terminated, t.world_truncated)  # noqa: E731
     same_bits(kept(flagged), kept(new_timesteps))
