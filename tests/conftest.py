@@ -64,6 +64,15 @@ def programs(request):
         jax.clear_caches()
 
 
+@pytest.fixture
+def optimised():
+    """Compile as users compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def rivals() -> str:
     """Path of the probe game's scenario file."""

@@ -431,15 +431,6 @@ def some(*quick):
     return [pytest.param(level, id="-".join(level), marks=marks[level not in quick]) for level in LEVELS]
 
 
-@pytest.fixture
-def optimised():
-    """Compile as users compile."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def built(level):
     return drone_dynamics(PAIR, STEP, *level)
 
