@@ -16,7 +16,6 @@ from swarm.neighbors import Nearest, Neighbors
 from swarm.space import Open, rounded
 from swarm.vectors import clipped, norm
 
-
 _of_flight = eqx.filter_jit(RotorPower.of_flight)
 
 
