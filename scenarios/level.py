@@ -16,6 +16,8 @@ from swarm.neighbors import Nearest, Neighbors
 from swarm.space import Open, rounded
 from swarm.vectors import clipped, norm, unit
 
+_of_flight = eqx.filter_jit(RotorPower.of_flight)
+
 
 class Level(eqx.Module):
     """How they fly, what that draws, and what is too near.
@@ -55,7 +57,7 @@ class Level(eqx.Module):
         """
         rest = {name: getattr(energy, name) for name in ("solidity", "body_drag", "efficiency", "avionics")}
         power = RotorPower.of([PowerTable.of_airframe(load_airframe(drone.airframe), rest)])
-        hover = power.of_flight(jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1))[0]
+        hover = _of_flight(power, jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1))[0]
         return cls(
             flying=Flying.of(drone, control, air, world.time_step),
             power=power,

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import jax
+import jaxlib
 import pytest
+from jax._src import compiler
 from jaxtyping import install_import_hook
 
 # The bare decorator: `beartype.beartype(conf=...)` over several packages leaves all but the first unchecked.
@@ -20,6 +22,22 @@ SETTINGS = {
 for name, value in SETTINGS.items():
     os.environ.setdefault(name.upper(), str(value))
     jax.config.update(name, value)
+
+# The older emitters of loops take half the time to compile; jaxlib 0.11 no longer has them.
+OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+if jaxlib.version.__version_info__ < (0, 11):
+    if OLDER_EMITTERS not in (flags := os.environ.get("XLA_FLAGS", "")):
+        os.environ["XLA_FLAGS"] = f"{flags} {OLDER_EMITTERS}"
+    compile_options = compiler.get_compile_options
+
+    def compile_options_of_users(*args, env_options_overrides=None, **kwargs):
+        """Flags hold for a whole process: where it is not in a hurry, each program has the emitters users have."""
+        overrides = dict(env_options_overrides or {})
+        if not jax.config.read("jax_disable_most_optimizations"):
+            overrides["xla_cpu_use_fusion_emitters"] = True
+        return compile_options(*args, env_options_overrides=overrides, **kwargs)
+
+    compiler.get_compile_options = compile_options_of_users
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,6 +62,15 @@ def programs(request):
     yield
     if MAPS.is_file() and MAPS.read_bytes().count(b"\n") > 15_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def optimised():
+    """Compile as users compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Reciprocal collision avoidance: against a general solver, in closed form, and as swarms that cross."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from swarm.neighbors import AllPairs
 from swarm.space import Open
 
 SPEED = jnp.float32(2.0)
+avoiding = eqx.filter_jit(avoid)
 
 
 def none(n, d):
@@ -76,25 +78,24 @@ def test_where_nothing_is_allowed_the_worst_violation_is_least(solved, d):
 
 def test_walls_come_first():
     # Somebody pushes me towards the wall by more than there is room.
-    hard = walls(jnp.asarray([[0.1]]), jnp.asarray([[[0.0, 1.0]]]), jnp.float32(1.0), jnp.float32(0.1))
+    hard = eqx.filter_jit(walls)(jnp.asarray([[0.1]]), jnp.asarray([[[0.0, 1.0]]]), jnp.float32(1.0), jnp.float32(0.1))
     soft = HalfSpaces(jnp.asarray([[[0.0, -1.0]]]), jnp.asarray([[1.0]]), jnp.ones((1, 1), bool))
-    velocity = avoid(jnp.asarray([[1.0, 0.0]]), SPEED[None], hard, soft)
+    velocity = avoiding(jnp.asarray([[1.0, 0.0]]), SPEED[None], hard, soft)
     np.testing.assert_allclose(velocity[0, 1], -0.1, atol=1e-5)
 
 
 def test_two_that_meet_head_on_share_the_effort():
     way = jnp.asarray([[[10.0, 0.0, 0.0]], [[-10.0, 0.0, 0.0]]])
     velocity = jnp.asarray([[1.0, 1e-3, 0.0], [-1.0, -1e-3, 0.0]])
-    spaces = reciprocal(
-        velocity,
-        way,
-        velocity[::-1, None],
-        jnp.ones((2, 1), bool),
-        jnp.full((2, 1), 1.0),
-        jnp.float32(10.0),
-        jnp.float32(0.1),
-    )
-    chosen = avoid(velocity, jnp.full(2, SPEED), none(2, 3), spaces)
+    there, size = jnp.ones((2, 1), bool), jnp.ones((2, 1))
+
+    @jax.jit
+    def choose(velocity):
+        them = velocity[::-1, None]
+        spaces = reciprocal(velocity, way, them, there, size, jnp.float32(10.0), jnp.float32(0.1))
+        return avoid(velocity, jnp.full(2, SPEED), none(2, 3), spaces)
+
+    chosen = choose(velocity)
     np.testing.assert_allclose(chosen[0], -chosen[1], atol=1e-5)
     # Together they just pass: the relative velocity touches the cone or its cap.
     relative = np.asarray(chosen[0] - chosen[1], float)

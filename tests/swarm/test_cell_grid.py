@@ -14,8 +14,6 @@ from swarm.neighbors import AllPairs, Among
 from swarm.search import SearchTable, neighbor_search
 from swarm.space import Open, Periodic, Walled
 
-pytestmark = pytest.mark.optimised
-
 fixed = settings(deadline=None, derandomize=True, max_examples=20)
 
 N = 60
@@ -35,7 +33,7 @@ def pair(way, distance, mine, theirs):
 
 @eqx.filter_jit
 def both(grid, radius, position, alive, values, label):
-    """All answers of both backends."""
+    """All answers of both backends, and the ways to those found, measured anew."""
     answers = []
     for search in (AllPairs(grid.space, radius), eqx.tree_at(lambda g: g.radius, grid, radius)):
         found = search.find(position, alive)
@@ -44,7 +42,8 @@ def both(grid, radius, position, alive, values, label):
         apart = search.find(position, alive, others)
         sums = [found.sum(pair, values, mates), found.min(pair, values), apart.sum(pair, values)]
         nearest, overflow = [found.nearest(5, others), apart.nearest(5)], found.overflow | apart.overflow
-        answers.append((sums, nearest, overflow))
+        ways = [grid.space.displacement(position[:, None, :], n.gather(position)) for n in nearest]
+        answers.append((sums, nearest, ways, overflow))
     return answers
 
 
@@ -76,14 +75,14 @@ def population(space, seed, crowded):
 @fixed
 def test_the_cell_grid_is_all_pairs(name, seed, crowded, radius):
     arguments = population(SPACES[name], seed, crowded)
-    (sums, nearest, _), (grid_sums, grid_nearest, overflow) = both(
+    (sums, nearest, *_), (grid_sums, grid_nearest, ways, overflow) = both(
         grid_of(SPACES[name]), jnp.float32(radius), *arguments
     )
     assert not overflow
     for expected, found in zip(sums, grid_sums, strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
-    position, alive = np.asarray(arguments[0]), np.asarray(arguments[1])
-    for expected, found in zip(nearest, grid_nearest, strict=True):
+    alive = np.asarray(arguments[1])
+    for expected, found, way in zip(nearest, grid_nearest, ways, strict=True):
         np.testing.assert_array_equal(found.valid, expected.valid)
         # Equally near ones may come in another order, so distances are compared, and that the slots are those.
         np.testing.assert_allclose(found.distance, expected.distance, atol=2e-6)
@@ -92,15 +91,15 @@ def test_the_cell_grid_is_all_pairs(name, seed, crowded, radius):
             assert len(set(who)) == len(who)
             assert alive[who].all()
             assert i not in who
-        way = np.asarray(
-            SPACES[name].displacement(jnp.asarray(position)[:, None, :], found.gather(jnp.asarray(position)))
-        )
         np.testing.assert_allclose(found.displacement, np.where(found.valid[..., None], way, 0.0), atol=1e-6)
 
 
-@pytest.mark.parametrize("n_dimensions", [2, 3])
-@pytest.mark.parametrize("periodic", [False, True])
-def test_the_cell_grid_is_scipys_tree(n_dimensions, periodic):
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize(
+    ("periodic", "n_dimensions"),
+    [(False, 2), (True, 3), *(pytest.param(*rare, marks=pytest.mark.slow) for rare in ((False, 3), (True, 2)))],
+)
+def test_the_cell_grid_is_scipys_tree(periodic, n_dimensions):
     n, side, radius, k = 3000, {2: 40.0, 3: 14.0}[n_dimensions], 1.0, 4
     position = np.random.default_rng(1).uniform(0, side, (n, n_dimensions)).astype(np.float32)
     box = jnp.zeros(n_dimensions), jnp.full(n_dimensions, side)
@@ -176,6 +175,7 @@ def test_gradients_are_those_of_all_pairs_and_finite(name):
     assert np.isfinite(nearest).all()
 
 
+@pytest.mark.usefixtures("optimised")
 def test_a_world_alone_is_the_world_in_a_batch():
     space = SPACES["periodic, 2D"]
     grid = grid_of(space)
@@ -185,8 +185,8 @@ def test_a_world_alone_is_the_world_in_a_batch():
         return found.sum(pair, values, Among(label, same=True)), found.nearest(4)
 
     worlds = [population(space, seed, crowded=False) for seed in (1, 2, 3)]
-    worlds = [jax.tree.map(jnp.nan_to_num, world) for world in worlds]
-    batch = jax.jit(jax.vmap(look))(*(jnp.stack(x) for x in zip(*worlds, strict=True)))
+    worlds = [jax.tree.map(np.nan_to_num, world) for world in worlds]
+    batch, look = jax.jit(jax.vmap(look))(*(np.stack(x) for x in zip(*worlds, strict=True))), jax.jit(look)
     for i, world in enumerate(worlds):
-        for alone, together in zip(jax.tree.leaves(jax.jit(look)(*world)), jax.tree.leaves(batch), strict=True):
+        for alone, together in zip(jax.tree.leaves(look(*world)), jax.tree.leaves(batch), strict=True):
             np.testing.assert_array_equal(alone, together[i])

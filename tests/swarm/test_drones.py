@@ -431,15 +431,6 @@ def some(*quick):
     return [pytest.param(level, id="-".join(level), marks=marks[level not in quick]) for level in LEVELS]
 
 
-@pytest.fixture
-def optimised():
-    """Compile as users compile."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def built(level):
     return drone_dynamics(PAIR, STEP, *level)
 
@@ -472,9 +463,17 @@ def test_gradients_are_those_of_finite_differences(level, x64):
     np.testing.assert_allclose(along, (ends[0] - ends[1]) / 2e-7, rtol=1e-4, atol=1e-6)
 
 
+# Two levels are quick tests, one of two kinds and one of one.
+QUICK = (("rotors", "velocity"), PAIR), (("attitude", "velocity"), PAIR[:1])
+SOME_OF_KINDS = [
+    pytest.param(level, names, id="-".join([*level, *names]), marks=() if (level, names) in QUICK else pytest.mark.slow)
+    for level in LEVELS
+    for names in (PAIR, PAIR[:1])
+]
+
+
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize("names", [PAIR, PAIR[:1]], ids=["kinds", "one kind"])
-@pytest.mark.parametrize("level", some(("rotors", "velocity"), ("attitude", "velocity")))
+@pytest.mark.parametrize(("level", "names"), SOME_OF_KINDS)
 def test_batch_capacity_and_the_dead_change_no_bit(level, names):
     dynamics = drone_dynamics(names, STEP, *level)
     command = some_command(dynamics, level)

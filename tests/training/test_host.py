@@ -29,14 +29,6 @@ from training.runs import RunFolder
 SIGNS = str(Path(__file__).parent / "signs.toml")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    """Programs that run for a second need not be fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def build(environment="hosts:Signs", n_devices=1, **settings):
     overrides = {f"training.{k.replace('__', '.')}": v for k, v in settings.items()}
     scenario = load(SIGNS, {"environment": environment} | overrides)

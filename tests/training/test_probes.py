@@ -56,7 +56,7 @@ def test_without_memory_nothing_is_recalled(learn):
 
 
 def test_continuous_commands_find_their_target(learn):
-    rows = learn("Steer", {"entropy_weight": 0.0, "max_kl": 0.03}, 60)
+    rows = learn("Steer", {"entropy_weight": 0.0, "max_kl": 0.03}, 20)
     # Random commands pay -2.2 an episode of four steps, standing still -0.85.
     assert score(rows) > -0.1
     # An update stops once the policy has moved: some did, after a part of their 8 minibatches.
