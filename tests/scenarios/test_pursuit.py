@@ -273,7 +273,7 @@ def test_nobody_is_seen_beyond_sight(walled, scene):
 
 def test_mates_tell_the_way_to_what_they_see(walled, scene):
     own = jax.jit(lambda world: walled.rules.observe(world).own[0, jnp.asarray(walled.rules.sets["mates"][0])])
-    # Seen by the hunter: way, relative velocity, that it is there, its strength, the way to the scout's prey, that it sees one.
+    # Seen by the hunter: way, relative velocity, that it is there, strength, way to the scout's prey, that it sees one.
     told = own(scene((HUNTER, 4.0, 12.0), (SCOUT, 9.0, 14.0), (PREY, 15.0, 12.0)))
     np.testing.assert_allclose(told, [5 / 7, 2 / 7, 0, 0, 1, 1, 11 / 7, 0, 1], atol=1e-6)
     untold = own(scene((HUNTER, 4.0, 12.0), (SCOUT, 9.0, 14.0)))
