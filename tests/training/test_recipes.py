@@ -59,6 +59,7 @@ def test_attention_reads_the_sets_that_rules_name():
         ({"network__encoders": ["map", "map"]}, "name each encoder once"),
         ({"credit__learn_own_weight": True}, "start it between 0 and 1"),
         ({"anneal": ["colour"]}, "anneal"),
+        ({"clip": 0.0}, 'only algorithm = "impala"'),
     ],
 )
 def test_impossible_settings_stop_before_anything_compiles(setting, message):
