@@ -21,8 +21,9 @@ class IMPALA(AbstractLearner):
     Each minibatch takes some of the worlds, with all their steps, and each pass (`epochs`) all minibatches; what was
     learned since the rollout began is corrected like any other lag. What became more likely or less by more than `clip`
     is not driven further that way, as in PPO (Schulman et al. 2017, eq. 7), so that a rollout can be learned from more
-    than once (Luo et al. 2020, arXiv 1912.00167, keep IMPALA near the policy that acted likewise). In this deterministic
-    form rollouts and steps take turns, and experience is made with the parameters of `impala.lag` updates before.
+    than once (Luo et al. 2020, arXiv 1912.00167, keep IMPALA near the policy that acted likewise). In this
+    deterministic form rollouts and steps take turns, and experience is made with the parameters of `impala.lag` updates
+    before.
     """
 
     def behind(self, minds: Minds) -> PyTree:
