@@ -10,9 +10,11 @@ import pytest
 import scipy.stats
 
 from swarm.config import load
+from swarm.scenario import Observation
 from training.build import build_learner
 from training.config import load_training
 from training.distributions import Categorical, TanhNormal
+from training.networks import Minds, Network
 from training.networks.critics import AttentionPool
 from training.networks.layers import Attention, KindHead, Places
 from training.networks.memory import Recurrence
@@ -45,7 +47,10 @@ def test_each_kind_in_a_block_of_its_own_is_all_kinds_layers_on_all():
 
     def loss(parts, places):
         head, features = parts
-        found = head(features, kind, places)
+        if places is None:
+            found = head(features, kind)
+        else:
+            found = places.back(head(places.rows(features), places.kind, places.capacities))
         return jnp.sum(jnp.where(counted[..., None], jnp.tanh(found) * weigh, 0.0)), found
 
     @eqx.filter_jit
@@ -63,6 +68,47 @@ def test_each_kind_in_a_block_of_its_own_is_all_kinds_layers_on_all():
     np.testing.assert_allclose(np.where(same, everywhere, 0.0), in_blocks, atol=1e-4)
     for a, b in zip(*map(jax.tree.leaves, (slopes, slopes_in_blocks)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("critic", ["local", "group", "world"])
+def test_networks_read_only_those_whom_they_act_for(critic):
+    scenario = load("pursuit", {"training.network.critic": critic, "training.network.encoders": ["map", "attention"]})
+    rules, table, rng = scenario.simulator().rules, load_training(scenario).network, np.random.default_rng(0)
+    shape, n_own = (3, rules.n_slots), max(c for rows in rules.sets.values() for row in rows for c in row) + 1
+    alive = rng.random(shape) < 0.8
+    # Scouts and hunters of a team stand in any of its slots.
+    kind = np.stack([rng.permutation(np.repeat(np.arange(3), rules.capacity)) for _ in range(3)])
+    rows = {
+        "maps": rng.normal(size=(3, 1, *rules.raster, 8)).astype(np.float32),
+        "view": np.zeros(shape, np.int32),
+        "cell": rng.integers(0, 20, (*shape, 2)).astype(np.int32),
+        "own": rng.normal(size=(*shape, n_own)).astype(np.float32),
+        "kind": kind.astype(np.int32),
+        "alive": alive,
+        "action_mask": np.ones((*shape, 9), bool),
+    }
+    one, *others = (Observation(**{name: jnp.asarray(x[i]) for name, x in rows.items()}) for i in range(3))
+    observation = jax.tree.map(lambda *x: np.stack(x), one, *others)
+    mine = alive & (kind < 2)
+    mind, index = np.where(mine, 0, -1), np.where(mine, np.arange(rules.n_slots) // 4, -1)
+
+    @eqx.filter_jit
+    def both():
+        network = Network.build(table, rules, one, n_parameters=9, n_values=1, key=KEY)
+        network = jax.tree.map(lambda x: x + 0.05 if eqx.is_inexact_array(x) else x, network)
+        rows = jax.tree.map(jnp.asarray, (observation, mind, index))
+        state, fresh = jnp.zeros((*shape, 0)), jnp.zeros(shape, bool)
+        return [
+            Minds((network,), (0, -1), capacities).step(*rows, 8, state, fresh)[:2]
+            for capacities in (None, rules.capacities)
+        ]
+
+    (everywhere, value), (found, found_value) = both()
+    assert np.abs(found[mine]).max() > 0.1
+    assert not np.asarray(found)[~mine].any()
+    np.testing.assert_allclose(found[mine], everywhere[mine], rtol=1e-4, atol=1e-4)
+    assert np.abs(value).max() > 0.1
+    np.testing.assert_allclose(found_value, value, rtol=1e-4, atol=1e-4)
 
 
 def test_a_pool_is_the_softmax_over_each_groups_members():

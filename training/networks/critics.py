@@ -4,6 +4,7 @@ A critic returns `v` values per group slot: one for each stream of reward (`trai
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -34,17 +35,47 @@ class Members(eqx.Module):
     n_groups: int = eqx.field(static=True)
     places: Places | None
 
+    def in_places(self) -> "Members":
+        """Those who have a place, in the order of the places."""
+        if self.places is None:
+            return self
+        take = self.places.take
+        return Members(self.places.kind, take(self.alive, False), take(self.index, -1), self.n_groups, self.places)
+
+    @property
+    def blocks(self) -> tuple[int, ...] | None:
+        """How many places each kind has."""
+        return None if self.places is None else self.places.capacities
+
     def total(self, values: Float[Array, "*b n v"]) -> Float[Array, "*b g v"]:
         """Sum over the members of each group."""
         return _group_sum(values, self.index, self.n_groups)
 
 
 class AbstractCritic(eqx.Module):
-    """Values groups."""
+    """Values groups.
+
+    Attributes:
+        sees_world: it reads the features of all the living, not of the members alone.
+    """
+
+    sees_world: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def __call__(self, features: Float[Array, "*b n f"], members: Members) -> Float[Array, "*b g v"]:
-        """Return the values of all group slots; 0 where nobody belongs."""
+    def __call__(
+        self, features: Float[Array, "*b n f"], members: Members, world: Float[Array, "*b 1 s"] | None
+    ) -> Float[Array, "*b g v"]:
+        """Return the values of all group slots; 0 where nobody belongs.
+
+        Args:
+            features: in the order of the places, where there are any.
+            members: likewise.
+            world: what `look` told.
+        """
+
+    def look(self, features: Float[Array, "*b n f"], members: Members) -> Float[Array, "*b 1 s"] | None:
+        """What there is to know of the whole world, from the features of all slots."""
+        return None
 
 
 class LocalCritic(AbstractCritic):
@@ -55,13 +86,17 @@ class LocalCritic(AbstractCritic):
     def __init__(self, n_in: int, hidden: int, n_kinds: int, n_values: int, key: Key[Array, ""]) -> None:
         self.head = KindHead(n_in, hidden, n_kinds, n_values, _GAIN, key)
 
-    def __call__(self, features: Float[Array, "*b n f"], members: Members) -> Float[Array, "*b g v"]:
+    def __call__(
+        self, features: Float[Array, "*b n f"], members: Members, world: Float[Array, "*b 1 s"] | None
+    ) -> Float[Array, "*b g v"]:
         """Sum local values."""
-        return members.total(self.head(features, members.kind, members.places))
+        return members.total(self.head(features, members.kind, members.blocks))
 
 
 class WorldCritic(AbstractCritic):
     """A value for each entity from its own features and a summary of all the living; a group's is their sum."""
+
+    sees_world = True
 
     pool: "AttentionPool"
     head: KindHead
@@ -71,12 +106,19 @@ class WorldCritic(AbstractCritic):
         self.pool = AttentionPool(n_in, hidden, pool_key)
         self.head = KindHead(n_in + hidden + 1, hidden, n_kinds, n_values, _GAIN, head_key)
 
-    def __call__(self, features: Float[Array, "*b n f"], members: Members) -> Float[Array, "*b g v"]:
+    def look(self, features: Float[Array, "*b n f"], members: Members) -> Float[Array, "*b 1 s"]:
+        """Summarise all the living."""
+        return self.pool(features, jnp.where(members.alive, 0, -1), 1)
+
+    def __call__(
+        self, features: Float[Array, "*b n f"], members: Members, world: Float[Array, "*b 1 s"] | None
+    ) -> Float[Array, "*b g v"]:
         """Sum values that each entity has in view of the world."""
-        summary = self.pool(features, jnp.where(members.alive, 0, -1), 1)
-        summary = jnp.broadcast_to(summary, (*features.shape[:-1], summary.shape[-1]))
+        if world is None:
+            raise ValueError("look at the world first")
+        summary = jnp.broadcast_to(world, (*features.shape[:-1], world.shape[-1]))
         features = jnp.concatenate([features, summary], axis=-1)
-        return members.total(self.head(features, members.kind, members.places))
+        return members.total(self.head(features, members.kind, members.blocks))
 
 
 class GroupCritic(AbstractCritic):
@@ -90,7 +132,9 @@ class GroupCritic(AbstractCritic):
         self.pool = AttentionPool(n_in, hidden, pool_key)
         self.head = Perceptron(hidden + 1, hidden, n_values, _GAIN, head_key)
 
-    def __call__(self, features: Float[Array, "*b n f"], members: Members) -> Float[Array, "*b g v"]:
+    def __call__(
+        self, features: Float[Array, "*b n f"], members: Members, world: Float[Array, "*b 1 s"] | None
+    ) -> Float[Array, "*b g v"]:
         """Summarise, then value."""
         summary = self.pool(features, members.index, members.n_groups)
         return jnp.where(summary[..., -1:] > 0, self.head(summary), 0.0)

@@ -108,23 +108,23 @@ class KindHead(eqx.Module):
         self.n_kinds = n_kinds
 
     def __call__(
-        self, features: Float[Array, "*b n f"], kind: Int[Array, "*b n"], places: "Places | None" = None
+        self, features: Float[Array, "*b n f"], kind: Int[Array, "*b n"], blocks: tuple[int, ...] | None = None
     ) -> Float[Array, "*b n o"]:
         """Return the outputs of each entity's own kind.
 
         Args:
-            features: of all slots.
+            features: of all.
             kind: their kinds.
-            places: blocks by kind, so that each kind's layers see no others, and who has no place gets 0; None: all
-                kinds' layers are applied to all, and the own ones picked.
+            blocks: how many of each kind stand next to each other, the kinds in order, so that each kind's layers see
+                no others; None: all kinds' layers are applied to all, and the own ones picked.
         """
-        if self.n_kinds == 1 or places is None:
+        if self.n_kinds == 1 or blocks is None:
             return self._pick(self.outer(self._pick(jax.nn.relu(self.inner(features)), kind)), kind)
         outputs = []
-        for k, rows in enumerate(places.blocks(features)):
+        for k, rows in enumerate(jnp.split(features, np.cumsum(blocks)[:-1].tolist(), axis=-2)):
             hidden = jax.nn.relu(self.inner.part(k, self.n_kinds)(rows))
             outputs.append(self.outer.part(k, self.n_kinds)(hidden))
-        return places.back(outputs)
+        return jnp.concatenate(outputs, axis=-2)
 
     def _pick(self, x: Float[Array, "*b n m"], kind: Int[Array, "*b n"]) -> Float[Array, "*b n o"]:
         if self.n_kinds == 1:
@@ -162,14 +162,25 @@ class Places(eqx.Module):
         slot = jax.vmap(lambda p: jnp.full(m, -1, jnp.int32).at[p].set(slots, mode="drop"))(flat)
         return cls(place, slot.reshape(*kind.shape[:-1], m), capacities)
 
-    def blocks(self, rows: Float[Array, "*b n f"]) -> list[Float[Array, "*b _ f"]]:
-        """The rows of each kind; 0 in places where nobody stands."""
-        ends = np.cumsum(self.capacities)[:-1].tolist()
-        return jnp.split(rearrange(rows, self.slot, self.place), ends, axis=-2)
+    @property
+    def kind(self) -> Int[Array, "*b m"]:
+        """Of whoever stands, or would stand, in each place."""
+        kinds = np.repeat(np.arange(len(self.capacities), dtype=np.int32), self.capacities)
+        return jnp.broadcast_to(jnp.asarray(kinds), self.slot.shape)
 
-    def back(self, blocks: list[Float[Array, "*b _ f"]]) -> Float[Array, "*b n f"]:
-        """The row of each slot, from the blocks; 0 for those who have no place."""
-        return rearrange(jnp.concatenate(blocks, axis=-2), self.place, self.slot)
+    def take(self, values: Array, nobody: int | bool) -> Array:
+        """Each place's part of values [*b n ...] of slots, which have no gradient."""
+        slot = self.slot.reshape(*self.slot.shape, *(1,) * (values.ndim - self.slot.ndim))
+        taken = jnp.take_along_axis(values, jnp.maximum(slot, 0), axis=self.slot.ndim - 1)
+        return jnp.where(slot >= 0, taken, nobody)
+
+    def rows(self, features: Float[Array, "*b n f"]) -> Float[Array, "*b m f"]:
+        """The row of each place; 0 where nobody stands."""
+        return rearrange(features, self.slot, self.place)
+
+    def back(self, rows: Float[Array, "*b m f"]) -> Float[Array, "*b n f"]:
+        """The row of each slot, from those of places; 0 for those who have no place."""
+        return rearrange(rows, self.place, self.slot)
 
 
 @jax.custom_vjp

@@ -73,7 +73,10 @@ class Minds(eqx.Module):
         places, kind = None, observation.kind
         if self.capacities is not None and number in self.of_team:
             teams = [of_kind for of_kind, mind in zip(self.capacities, self.of_team, strict=True) if mind == number]
-            places = Places.of(kind, mine, tuple(sum(of_kind) for of_kind in zip(*teams, strict=True)))
+            capacities = tuple(sum(of_kind) for of_kind in zip(*teams, strict=True))
+            # Where all slots may be of one kind, there is nothing to put in order.
+            if len(capacities) > 1 or sum(capacities) < kind.shape[-1]:
+                places = Places.of(kind, mine, capacities)
         return Members(kind, observation.alive, jnp.where(mine, index, -1), n_groups, places)
 
     @staticmethod

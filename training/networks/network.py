@@ -12,7 +12,7 @@ from swarm.scenario import AbstractRules, Observation
 from training.config import NetworkTable
 from training.networks.critics import AbstractCritic, GroupCritic, LocalCritic, Members, WorldCritic
 from training.networks.encoders import AbstractEncoder, AttentionEncoder, EntityEncoder, MapEncoder, without_maps
-from training.networks.layers import KindHead
+from training.networks.layers import KindHead, Places
 from training.networks.memory import Recurrence
 
 
@@ -92,11 +92,11 @@ class Network(eqx.Module):
         fresh: Bool[Array, "*b n"],
     ) -> tuple[Float[Array, "*b n p"], Float[Array, "*b g v"], Float[Array, "*b n m"]]:
         """Return the parameters of each slot's action, the value of each group slot, and the next memory."""
+        if self.recurrence is None:
+            return (*self._without_memory(observation, members), state)
         features = self._features(observation)
-        if self.recurrence is not None:
-            state = self.recurrence(features, state, fresh)
-            features = jnp.concatenate([features, state], axis=-1)
-        return (*self._heads(features, members), state)
+        state = self.recurrence(features, state, fresh)
+        return (*self._heads(jnp.concatenate([features, state], axis=-1), members), state)
 
     def unroll(
         self,
@@ -106,16 +106,50 @@ class Network(eqx.Module):
         fresh: Bool[Array, "t *b n"],
     ) -> tuple[Float[Array, "t *b n p"], Float[Array, "t *b g v"]]:
         """The same of `t` successive steps at once; without a memory they may be any steps."""
+        if self.recurrence is None:
+            return self._without_memory(observation, members)
         features = self._features(observation)
-        if self.recurrence is not None:
-            features = jnp.concatenate([features, self.recurrence.unroll(features, state, fresh)], axis=-1)
-        return self._heads(features, members)
+        states = self.recurrence.unroll(features, state, fresh)
+        return self._heads(jnp.concatenate([features, states], axis=-1), members)
+
+    def _without_memory(self, observation: Observation, members: Members) -> tuple[Array, Array]:
+        """Encoders read nobody but those whom the network acts for, unless the critic sees others, too."""
+        if members.places is None or self.critic.sees_world:
+            return self._heads(self._features(observation), members)
+        return self._heads_in_places(self._features(_in_places(observation, members.places)), members, None)
 
     def _features(self, observation: Observation) -> Float[Array, "*b n f"]:
         return jnp.concatenate([*(encode(observation) for encode in self.encoders), observation.own], axis=-1)
 
     def _heads(self, features: Float[Array, "*b n f"], members: Members) -> tuple[Array, Array]:
-        return self.actor(features, members.kind, members.places), self.critic(features, members)
+        """Parameters and values from the features of all slots."""
+        world = self.critic.look(features, members)
+        if members.places is not None:
+            features = members.places.rows(features)
+        return self._heads_in_places(features, members, world)
+
+    def _heads_in_places(
+        self, features: Float[Array, "*b m f"], members: Members, world: Float[Array, "*b 1 s"] | None
+    ) -> tuple[Array, Array]:
+        """The same from the features of places, if there are any, which is where each kind stands by itself."""
+        placed = members.in_places()
+        parameters = self.actor(features, placed.kind, placed.blocks)
+        if members.places is not None:
+            parameters = members.places.back(parameters)
+        return parameters, self.critic(features, placed, world)
+
+
+def _in_places(observation: Observation, places: Places) -> Observation:
+    """What encoders read of those who have a place."""
+
+    def parts(o: Observation) -> tuple:
+        return o.own, o.view, o.cell
+
+    def take(x: Array | None) -> Array | None:
+        return None if x is None else places.take(x, 0)
+
+    rows = tuple(take(x) for x in parts(observation))
+    return eqx.tree_at(parts, observation, rows, is_leaf=lambda x: x is None)
 
 
 def _encoders(
