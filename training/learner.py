@@ -390,7 +390,8 @@ class AbstractLearner(eqx.Module):
         if not self.config.normalise_advantage:
             return advantage
         mask, weights = acts[..., None], jnp.ones_like(advantage) if weight is None else weight[..., None]
-        mean = mean_over(advantage, mask) / mean_over(weights, mask)
+        # All weights vanish once a policy has left what acted far behind.
+        mean = mean_over(advantage, mask) / jnp.maximum(mean_over(weights, mask), 1e-8)
         centred = advantage - weights * mean[None, None, None]
         return centred / jnp.sqrt(mean_over(jnp.square(centred), mask)[None, None, None] + 1e-8)
 

@@ -76,6 +76,9 @@ def test_what_the_policy_no_longer_does_is_not_driven_further(rivals):
     # The mean by weight is (1.5 + 4) / 2.5 = 2.2, so that 0, 0.4, 1.8 and -2.2 are left.
     expected = np.asarray([0.0, 0.4, 1.8, -2.2])
     np.testing.assert_allclose(normalised[:, 0, 0], expected / np.sqrt(np.mean(expected**2)), rtol=1e-5)
+    # A policy that does nothing of it any longer learns nothing from it.
+    rows = (jnp.zeros_like(rows[0]), rows[1], jnp.zeros_like(rows[2]))
+    assert not np.asarray(jax.vmap(learner.normalised, axis_name=AXIS)(*rows)).any()
 
 
 def test_a_clip_keeps_the_policy_near_the_one_that_acted(rivals):
