@@ -170,9 +170,7 @@ class Places(eqx.Module):
 
     def take(self, values: Array, nobody: int | bool) -> Array:
         """Each place's part of values [*b n ...] of slots, which have no gradient."""
-        slot = self.slot.reshape(*self.slot.shape, *(1,) * (values.ndim - self.slot.ndim))
-        taken = jnp.take_along_axis(values, jnp.maximum(slot, 0), axis=self.slot.ndim - 1)
-        return jnp.where(slot >= 0, taken, nobody)
+        return _take(values, self.slot, nobody)
 
     def rows(self, features: Float[Array, "*b n f"]) -> Float[Array, "*b m f"]:
         """The row of each place; 0 where nobody stands."""
@@ -191,8 +189,14 @@ def rearrange(
 
     Knowing the way back makes the gradient another lookup, where it would be a scatter, which is slow on CPU.
     """
-    taken = jnp.take_along_axis(rows, jnp.maximum(source, 0)[..., None], axis=-2)
-    return jnp.where((source >= 0)[..., None], taken, 0.0)
+    return _take(rows, source, 0.0)
+
+
+def _take(values: Array, source: Int[Array, "*b m"], nobody: int | float) -> Array:
+    """What stands at `source` of values [*b n ...]; `nobody` where it is negative."""
+    places = source.reshape(*source.shape, *(1,) * (values.ndim - source.ndim))
+    taken = jnp.take_along_axis(values, jnp.maximum(places, 0), axis=source.ndim - 1)
+    return jnp.where(places >= 0, taken, nobody)
 
 
 def _rearrange_forwards(rows: Array, source: Array, target: Array) -> tuple[Array, tuple[Array, Array]]:
