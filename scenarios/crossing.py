@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.crossing_config import CrossingConfig
 from scenarios.flying import Craft, Flying
@@ -128,6 +128,11 @@ class Crossing(AbstractRules):
         return tuple((0.5 * self.size).tolist())
 
     @property
+    def tables(self) -> PyTree:
+        """What drones differ in."""
+        return self.flying.tables
+
+    @property
     def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Others in sight."""
         return {"others": rows_of(16, self.n_seen, N_FEATURES)}
@@ -146,7 +151,7 @@ class Crossing(AbstractRules):
         start = jnp.concatenate([level, height[:, None]], axis=1)
         none, zero = jnp.zeros(n, jnp.int32), jnp.zeros(n)
         births = Spawn(jnp.ones(n, bool), none, none, start, zero, jnp.zeros((n, 0)))
-        entities, _ = spawn(Entities.empty(self.n_slots, 3, 0), births)
+        entities, _ = spawn(Entities.empty(self.n_slots, 3, 0, variants=self.variants), births)
         goal = start[(number + n // 2) % n]
         start, goal = (jnp.zeros((self.n_slots, 3)).at[:n].set(x) for x in (start, goal))
         near, _, status = self._look(entities)

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.delivery_config import DeliveryConfig
 from scenarios.delivery_parcels import Orders, Parcels, picked
@@ -135,6 +135,11 @@ class Delivery(AbstractRules):
         return (*(0.5 * self.level.size).tolist(), float(self.level.altitude))
 
     @property
+    def tables(self) -> PyTree:
+        """What drones differ in."""
+        return self.level.tables
+
+    @property
     def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Waiting parcels, and others in sight."""
         after = N_OWN + self.n_waiting * N_OF_PARCEL
@@ -160,7 +165,7 @@ class Delivery(AbstractRules):
         position = jnp.concatenate([level, jnp.broadcast_to(self.level.altitude, (n, 1))], axis=1)
         none, energy = jnp.zeros(n, jnp.int32), self.level.charges(charge_key, n)
         births = Spawn(jnp.ones(n, bool), none, none, position, jnp.zeros(n), energy[:, None])
-        entities, _ = spawn(Entities.empty(self.n_slots, 3, 1), births)
+        entities, _ = spawn(Entities.empty(self.n_slots, 3, 1, variants=self.variants), births)
         found = self.search.find(entities.position, entities.alive)
         fields = Fields(
             craft=self.level.flying.launch(entities),
@@ -197,7 +202,7 @@ class Delivery(AbstractRules):
         working = entities.alive & ~crashed
         parcels, load, paid = self._hand_over(fields, entities, working, world.step + 1)
         gained = energy - jnp.where(before.alive, before.stores[:, 0], 0.0)
-        reward = paid + rounded(self.reward["energy"] * (gained / level.battery.capacity[0]))
+        reward = paid + rounded(self.reward["energy"] * (gained / level.battery.capacity[before.row]))
         reward = reward + self._carried(before, entities, fields)
         reward = reward - level.crash_price(before, entities, crashed, fields.places[0], self.reward)
         spent = fields.spent + total(drawn + jnp.where(crashed, energy, 0.0))
@@ -280,7 +285,7 @@ class Delivery(AbstractRules):
         own = [
             velocity / level.flying.speed,
             2.0 * place / level.size[None] - 1.0,
-            jnp.where(alive, entities.stores, 0.0) / level.battery.capacity[None],
+            jnp.where(alive, entities.stores, 0.0) / level.battery.capacity[entities.row][:, None],
             polar(fields.places[:1] - place, side),
             level.spare(entities, fields.places[0])[:, None],
             jnp.broadcast_to(1.0 - world.step / self.steps, (self.n_slots, 1)),

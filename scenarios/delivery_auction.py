@@ -26,7 +26,7 @@ class Auction(AbstractPolicy):
         rules, entities, fields, numbers = self.rules, world.entities, world.fields, self.rules.auction
         alive, parcels, level = entities.alive, fields.parcels, rules.level
         place = jnp.where(alive[:, None], entities.position[:, :2], 0.0)
-        charge = jnp.where(alive, entities.stores[:, 0], 0.0) / level.battery.capacity[0]
+        charge = jnp.where(alive, entities.stores[:, 0], 0.0) / level.battery.capacity[entities.row]
         loaded, some, depot = fields.load >= 0, jnp.maximum(fields.load, 0), fields.places[:1]
         end = fields.places[parcels.destination[some]]
         _, need = self._leg(place, end, parcels.mass[some])

@@ -33,7 +33,7 @@ def draw(axes: Any, world: World, rules: Delivery) -> None:
     for drone in np.flatnonzero(alive & (load >= 0)):
         goal = places[parcels.destination[load[drone]]]
         axes.plot(*np.stack([entities.position[drone, :2], goal]).T, color="0.5", lw=0.7, ls=":")
-    charge = entities.stores[alive, 0] / rules.level.battery.capacity[0]
+    charge = entities.stores[alive, 0] / rules.level.battery.capacity[entities.row[alive]]
     edge = ["k" if x else "0.6" for x in load[alive] >= 0]
     axes.scatter(*place[:, :2].T, c=charge, cmap="RdYlGn", vmin=0, vmax=1, s=50, edgecolors=edge, zorder=3)
     axes.quiver(*place[:, :2].T, *entities.velocity[alive, :2].T, scale=40, width=0.004, zorder=3)

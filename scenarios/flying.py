@@ -58,12 +58,17 @@ class Flying(eqx.Module):
         mean = Shear(wind, jnp.float32(air.roughness) if air.roughness else None)
         eddies = Dryden(jnp.float32(strength), jnp.float32(_DRIFT)) if air.turbulence else None
         return cls(
-            dynamics=drone_dynamics([drone.airframe], time_step, drone.model, "velocity", control),
+            dynamics=drone_dynamics([drone.body], time_step, drone.model, "velocity", control),
             weather=Weather(mean, None, eddies),
             downwash=Downwash.of([load_airframe(air.downwash)]) if air.downwash else None,
             speed=jnp.float32(control.speed),
             time_step=jnp.float32(time_step),
         )
+
+    @property
+    def tables(self) -> PyTree:
+        """What drones of a kind can differ in (`AbstractRules.tables`)."""
+        return [self.dynamics] if self.downwash is None else [self.dynamics, self.downwash]
 
     def launch(self, entities: Entities) -> Craft:
         """As everybody hovers."""
@@ -94,12 +99,12 @@ class Flying(eqx.Module):
         """
         eddies, air = self.weather.step(craft.eddies, entities, time, key, self.time_step)
         if self.downwash is not None:
-            air = air + self.downwash.air(found, entities.kind)
+            air = air + self.downwash.air(found, entities.row)
         alive = entities.alive[:, None]
         air = Air(jnp.where(alive, air.wind, 0.0), jnp.where(alive, air.force, 0.0))
         if eddies is not None:
             eddies = Eddies(jnp.where(alive, eddies.filters, 0.0), jnp.where(entities.alive, eddies.uid, -2))
         command = jnp.where(alive, jnp.concatenate([velocity, jnp.zeros_like(velocity[:, :1])], axis=1), 0.0)
         motion = Motion.of(entities, craft.inner)
-        motion = self.dynamics.fly(motion, command, entities.kind, self.time_step, air)
+        motion = self.dynamics.fly(motion, command, entities.row, self.time_step, air)
         return motion.into(entities), Craft(motion.inner, eddies), air

@@ -3,12 +3,13 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.flying import Craft, Flying
 from scenarios.tables import AirTable, DroneTable, EnergyTable, FieldTable
 from swarm.avoidance import avoid, reciprocal, walls
-from swarm.dynamics import Air, load_airframe
+from swarm.dynamics import Air
+from swarm.dynamics.airframe import load_airframes
 from swarm.dynamics.drones import ControlTable
 from swarm.energy import Battery, Pads, PowerTable, RotorPower
 from swarm.entities import Entities
@@ -38,7 +39,7 @@ class Level(eqx.Module):
     flying: Flying
     power: RotorPower
     battery: Battery
-    hover: Float[Array, ""]
+    hover: Float[Array, " kinds"]
     charge: Float[Array, ""]
     pad: Float[Array, ""]
     first: Float[Array, " 2"]
@@ -56,12 +57,12 @@ class Level(eqx.Module):
             ConfigError: there is no such airframe, its loops are unstable at this step, or its power is impossible.
         """
         rest = {name: getattr(energy, name) for name in ("solidity", "body_drag", "efficiency", "avionics")}
-        power = RotorPower.of([PowerTable.of_airframe(load_airframe(drone.airframe), rest)])
-        hover = _of_flight(power, jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1))[0]
+        power = RotorPower.of([PowerTable.of_airframe(load_airframes([drone.body])[0], rest)])
+        hover = _of_flight(power, jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32), jnp.zeros(1))
         return cls(
             flying=Flying.of(drone, control, air, world.time_step),
             power=power,
-            battery=Battery.of([energy.endurance * float(hover)]),
+            battery=Battery.of([energy.endurance * float(hover[0])]),
             hover=hover,
             charge=jnp.float32(energy.charge),
             pad=jnp.float32(energy.pad),
@@ -72,6 +73,11 @@ class Level(eqx.Module):
         )
 
     @property
+    def tables(self) -> PyTree:
+        """What drones of a kind can differ in (`AbstractRules.tables`)."""
+        return [*self.flying.tables, self.power, self.battery, self.hover]
+
+    @property
     def volume(self) -> Open:
         """Where they are."""
         return Open(jnp.zeros(3), jnp.concatenate([self.size, 2.0 * self.altitude[None]]))
@@ -79,7 +85,8 @@ class Level(eqx.Module):
     def charges(self, key: Key[Array, ""], n: int) -> Float[Array, " n"]:
         """Joules at the start, drawn evenly for each."""
         draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(jnp.arange(n))
-        return self.battery.capacity[0] * (self.first[0] + rounded(draw * (self.first[1] - self.first[0])))
+        capacity = self.battery.capacity[jnp.arange(n) % self.battery.capacity.shape[0]]
+        return capacity * (self.first[0] + rounded(draw * (self.first[1] - self.first[0])))
 
     def fly(
         self,
@@ -111,15 +118,13 @@ class Level(eqx.Module):
         """
         alive, dt = entities.alive, self.flying.time_step
         velocity = jnp.where(alive[:, None], entities.velocity - wind, 0.0)
-        kind = jnp.zeros_like(entities.kind)
-        watts = jnp.where(alive, self.power.of_flight(velocity, kind, payload), 0.0)
+        watts = jnp.where(alive, self.power.of_flight(velocity, entities.row, payload), 0.0)
         # A column as high as anybody flies: charging is by contact or from near above.
-        pads = Pads(
-            jnp.concatenate([base, self.altitude[None]])[None], self.pad, self.charge * self.hover, jnp.float32(1.0)
-        )
+        watts_of_pad = self.charge * jnp.mean(self.hover)
+        pads = Pads(jnp.concatenate([base, self.altitude[None]])[None], self.pad, watts_of_pad, jnp.float32(1.0))
         supplied = pads.supply(self.volume, entities.position.at[:, 2].set(self.altitude), alive)
         energy = jnp.where(alive, entities.stores[:, 0], 0.0)
-        return self.battery.step(energy, kind, watts, supplied, dt), watts * dt
+        return self.battery.step(energy, entities.row, watts, supplied, dt), watts * dt
 
     def touches(self, entities: Entities, near: Nearest) -> Bool[Array, " n"]:
         """Who touches another one or the ground, or has left the field."""
@@ -131,11 +136,11 @@ class Level(eqx.Module):
     def way_back(self, entities: Entities, base: Float[Array, " 2"]) -> Float[Array, " n"]:
         """Share of a full battery that the way to the middle of the pad needs, with a third for head winds."""
         way = jnp.where(entities.alive[:, None], entities.position[:, :2] - base[None], 0.0)
-        return norm(way) / self.flying.speed * self.hover / self.battery.capacity[0] * 1.3
+        return norm(way) / self.flying.speed * self.hover[entities.row] / self.battery.capacity[entities.row] * 1.3
 
     def spare(self, entities: Entities, base: Float[Array, " 2"]) -> Float[Array, " n"]:
         """Share of a full battery that the way back would leave."""
-        charge = jnp.where(entities.alive, entities.stores[:, 0], 0.0) / self.battery.capacity[0]
+        charge = jnp.where(entities.alive, entities.stores[:, 0], 0.0) / self.battery.capacity[entities.row]
         return rounded(charge - self.way_back(entities, base))
 
     def crash_price(

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.flying import Craft
 from scenarios.level import Level, polar, total
@@ -145,6 +145,11 @@ class Patrol(AbstractRules):
         return self.cells[0] * self.cells[1]
 
     @property
+    def tables(self) -> PyTree:
+        """What drones differ in."""
+        return self.level.tables
+
+    @property
     def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Others in range."""
         return {"others": rows_of(14 + self.window**2 + N_BLOCKS**2, self.n_seen, N_FEATURES)}
@@ -178,7 +183,7 @@ class Patrol(AbstractRules):
         none = jnp.zeros(n, jnp.int32)
         energy = self.level.charges(charge_key, n)
         births = Spawn(jnp.ones(n, bool), none, none, base[None] + way, jnp.zeros(n), energy[:, None])
-        entities, _ = spawn(Entities.empty(self.n_slots, 3, 1), births)
+        entities, _ = spawn(Entities.empty(self.n_slots, 3, 1, variants=self.variants), births)
         found = self.search.find(entities.position, entities.alive)
         fields = Fields(
             craft=self.level.flying.launch(entities),
@@ -260,7 +265,7 @@ class Patrol(AbstractRules):
         seen = self.reward["seen"] * jnp.sum(shares, axis=(1, 2)) / self.n_cells
         n_alive = jnp.maximum(jnp.sum(before.alive, dtype=jnp.int32), 1)
         told = self.reward["told"] * jnp.sum(news, dtype=jnp.int32) / (self.n_cells * n_alive)
-        energy = rounded(self.reward["energy"] * (gained / self.level.battery.capacity[0]))
+        energy = rounded(self.reward["energy"] * (gained / self.level.battery.capacity[before.row]))
         return jnp.where(before.alive, rounded(seen) + rounded(told) + energy, 0.0)
 
     def ended(self, world: World) -> Bool[Array, ""]:
@@ -291,7 +296,7 @@ class Patrol(AbstractRules):
         own = [
             velocity / speed,
             2.0 * place / self.level.size[None] - 1.0,
-            jnp.where(alive, entities.stores, 0.0) / self.level.battery.capacity[None],
+            jnp.where(alive, entities.stores, 0.0) / self.level.battery.capacity[entities.row][:, None],
             polar(fields.base[None, :2] - place, side),
             self.level.spare(entities, fields.base[:2])[:, None],
             fields.linked[:, None],
@@ -377,7 +382,7 @@ class Patrol(AbstractRules):
         place = entities.position[alive]
         for x, y, _ in place:
             axes.add_patch(Circle((x, y), float(self.footprint), fill=False, color="0.3", lw=0.6))
-        charge = entities.stores[alive, 0] / self.level.battery.capacity[0]
+        charge = entities.stores[alive, 0] / self.level.battery.capacity[entities.row[alive]]
         axes.scatter(*place[:, :2].T, c=charge, cmap="RdYlGn", vmin=0, vmax=1, s=45, edgecolors="k", zorder=3)
         axes.quiver(*place[:, :2].T, *entities.velocity[alive, :2].T, scale=30, width=0.004, zorder=3)
         axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[], aspect="equal")

@@ -42,7 +42,7 @@ class Frontier(AbstractPolicy):
         alive, speed, numbers = entities.alive, level.flying.speed, rules.frontier
         place = jnp.where(alive[:, None], entities.position[:, :2], 0.0)
         back = fields.base[None, :2] + rules.berths - place
-        charge = jnp.where(alive, entities.stores[:, 0], 0.0) / level.battery.capacity[0]
+        charge = jnp.where(alive, entities.stores[:, 0], 0.0) / level.battery.capacity[entities.row]
         need = level.way_back(entities, fields.base[:2]) + numbers["reserve"]
         knows_all = jnp.all(fields.known, axis=(1, 2))
         home = alive & ((charge < need) | knows_all | (memory.home & (charge < numbers["full"])))

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.compass import MOVES
 from scenarios.pursuit_config import PursuitConfig
@@ -54,8 +54,9 @@ class Pursuit(AbstractRules):
         from the next on.
         Maps, one for each team that acts: obstacles, own entities by kind, those foes by kind that somebody of the team
         sees, and the board itself. Obstacles hide nobody.
-    Reward: `catch` for each prey caught, in equal shares to the predators within `assist` of it, minus `time` per step;
-        prey pays `caught` when caught and gets `time` per step. Prey that do not act get no reward.
+    Reward: `catch` for each prey caught, in equal shares to the predators within `assist` of it; `tag` per step for
+        each prey that a predator has within its own `catch`, caught or not; minus `time` per step. Prey pays `caught`
+        when caught and gets `time` per step; prey that do not act get no reward.
     End: terminated when no prey is left; truncated after `steps`. Success is the share of the first prey's number that
         was caught, at most 1.
     """
@@ -145,6 +146,11 @@ class Pursuit(AbstractRules):
         return x, y
 
     @property
+    def tables(self) -> PyTree:
+        """What predators and prey can do."""
+        return self.dynamics, self.table
+
+    @property
     def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Foes and mates in sight."""
         n_foes, n_mates = self.n_seen
@@ -170,7 +176,7 @@ class Pursuit(AbstractRules):
         place = self._places(jnp.concatenate(keys), kind, obstacles)
         n, team = sum(self.initial), (kind == PREY).astype(jnp.int32)
         births = Spawn(jnp.ones(n, bool), kind, team, place, jnp.zeros(n), jnp.zeros((n, 0)))
-        entities, _ = spawn(Entities.empty(self.n_slots, 2, 0), births)
+        entities, _ = spawn(Entities.empty(self.n_slots, 2, 0, variants=self.variants), births)
         sight, status = self.look(entities, entities.alive)
         return entities, Fields(sight, obstacles, jnp.zeros(())), status
 
@@ -191,7 +197,8 @@ class Pursuit(AbstractRules):
         """Draw places uniformly, and push those in an obstacle out of it."""
         share = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
         place = self.space.lower[None] + share * self.space.size[None]
-        radius = self.table["radius"][kind]
+        # Of the largest of a kind: who is born has no identity yet that says what it will be like.
+        radius = jnp.max(self.table["radius"].reshape(self.n_variants, -1), axis=0)[kind]
         return collide(obstacles, place, jnp.zeros_like(place), radius, jnp.float32(0.0))[0]
 
     # How a step goes
@@ -202,10 +209,10 @@ class Pursuit(AbstractRules):
         wanted = self._wanted(action)
         if not self.prey_acts:
             wanted = jnp.where((entities.kind == PREY)[:, None], self.flee(world), wanted)
-        command = self.dynamics.command(wanted, entities.kind)
-        motion = self.dynamics.step(Motion.of(entities), command, entities.kind, self.time_step)
+        command = self.dynamics.command(wanted, entities.row)
+        motion = self.dynamics.step(Motion.of(entities), command, entities.row, self.time_step)
         position, velocity = self.space.confine(motion.position, motion.velocity)
-        radius = self.table["radius"][entities.kind]
+        radius = self.table["radius"][entities.row]
         position, velocity = collide(obstacles, position, velocity, radius, jnp.float32(0.0))
         entities = eqx.tree_at(lambda e: (e.position, e.velocity), entities, (position, velocity))
         caught, reward, status = self._catch(entities)
@@ -234,7 +241,7 @@ class Pursuit(AbstractRules):
 
     def _catch(self, entities: Entities) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, ""]]:
         """Return who is caught, rewards, and status bits."""
-        table, reward, kind = self.table, self.reward, entities.kind
+        table, reward, row = self.table, self.reward, entities.row
         found, foes = self.search.find(entities.position, entities.alive), Among(entities.team, same=False)
 
         def around(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
@@ -242,15 +249,16 @@ class Pursuit(AbstractRules):
             helps = jnp.where(distance < reward["assist"], 1.0, 0.0)
             return jnp.stack([jnp.where(distance < catch, strength, 0.0), helps])
 
-        strength, n_helpers = found.sum(around, jnp.stack([table["catch"][kind], table["strength"][kind]], 1), foes).T
+        strength, n_helpers = found.sum(around, jnp.stack([table["catch"][row], table["strength"][row]], 1), foes).T
         prey = entities.is_kind(PREY)
-        caught = prey & (strength >= table["strength"][PREY])
+        caught = prey & (strength >= table["strength"][row])
         share = jnp.where(caught, reward["catch"] / jnp.maximum(n_helpers, 1.0), 0.0)
 
-        def shares(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
-            return jnp.where(distance < reward["assist"], theirs, 0.0)
+        def earned(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
+            assisted = jnp.where(distance < reward["assist"], theirs[0], 0.0)
+            return (assisted + jnp.where(distance < mine[1], reward["tag"], 0.0))[None]
 
-        of_predator = found.sum(shares, share[:, None], foes)[:, 0] - reward["time"]
+        of_predator = found.sum(earned, jnp.stack([share, table["catch"][row]], 1), foes)[:, 0] - reward["time"]
         of_prey = reward["time"] - jnp.where(caught, reward["caught"], 0.0)
         return caught, jnp.where(prey, of_prey if self.prey_acts else 0.0, of_predator), found.status
 
@@ -269,7 +277,7 @@ class Pursuit(AbstractRules):
 
     def look(self, entities: Entities, living: Bool[Array, " n"]) -> tuple[Sight, Int[Array, ""]]:
         """Return the nearest foes and mates that each sees, whether a foe sees it, and status bits."""
-        found, sight = self.search.find(entities.position, living), self.table["sight"][entities.kind]
+        found, sight = self.search.find(entities.position, living), self.table["sight"][entities.row]
         n_foes, n_mates = self.n_seen
 
         def seen(near: Nearest) -> Nearest:
@@ -290,7 +298,7 @@ class Pursuit(AbstractRules):
     def surfaces(self, world: World) -> tuple[Surface, ...]:
         """The nearest obstacle, and the nearest wall along each axis if there are walls; distances from the body."""
         entities, space = world.entities, self.space
-        radius = self.table["radius"][entities.kind]
+        radius = self.table["radius"][entities.row]
         distance, normal = world.fields.obstacles.distance_and_normal(entities.position)
         surfaces = [Surface(distance - radius, normal)]
         if isinstance(space, Walled):
@@ -337,8 +345,8 @@ class Pursuit(AbstractRules):
         return jnp.concatenate([solid, counts, jnp.ones((h, w, 1))], axis=-1)
 
     def _own(self, world: World, seen: Sight) -> Float[Array, "n o"]:
-        entities, table, kind = world.entities, self.table, world.entities.kind
-        sight, speed = table["sight"][kind], jnp.max(table["speed"])
+        entities, table, row = world.entities, self.table, world.entities.row
+        sight, speed = table["sight"][row], jnp.max(table["speed"])
         velocity = jnp.where(entities.alive[:, None], entities.velocity, 0.0)
         place = 2.0 * (entities.position - self.space.lower[None]) / self.space.size[None] - 1.0
         nearest = self.surfaces(world)[0]
@@ -350,7 +358,7 @@ class Pursuit(AbstractRules):
             ways, seen = near.displacement / sight[:, None, None], near.valid.astype(jnp.float32)[:, :, None]
             return [ways, moves / speed, seen, near.gather(strength)[:, :, None]]
 
-        strength = jnp.where(entities.alive, table["strength"][kind], 0.0)
+        strength = jnp.where(entities.alive, table["strength"][row], 0.0)
         foes = jnp.concatenate(of(seen.foes), axis=-1)
         tells = seen.mates.gather(seen.foes.valid[:, 0])[:, :, None]
         told = seen.mates.displacement + seen.mates.gather(seen.foes.displacement[:, 0])

@@ -80,6 +80,7 @@ class RewardTable(Table):
 
     catch: float = Amount
     assist: float = Positive
+    tag: float = pydantic.Field(default=0.0, ge=0.0)
     caught: float = Amount
     time: float
 

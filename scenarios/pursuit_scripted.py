@@ -18,7 +18,7 @@ class Scripted(AbstractPolicy):
         """Steer."""
         rules, entities = self.rules, world.entities
         time = world.step * rules.time_step
-        speed = rules.table["speed"][entities.kind]
+        speed = rules.table["speed"][entities.row]
         wanted = chase(entities, world.fields.sight, rules.surfaces(world), speed, time)
         if rules.prey_acts:
             wanted = jnp.where((entities.kind == PREY)[:, None], rules.flee(world), wanted)

@@ -2,7 +2,8 @@
 
 import pydantic
 
-from swarm.config import Population, Table
+from swarm.config import Population, Table, validate
+from swarm.dynamics import Airframe, load_airframe
 from swarm.dynamics.drones import Model
 
 Positive = pydantic.Field(gt=0.0)
@@ -42,20 +43,52 @@ class SpaceTable(BoxTable):
         return self
 
 
+class FactorTable(Table):
+    """Of an airframe, by which its numbers are multiplied; the drone's own controller knows the product.
+
+    Attributes:
+        mass: of the mass.
+        inertia: of the moments of inertia, about all axes.
+        drag: of the drag, at any speed of the rotors.
+    """
+
+    mass: float = pydantic.Field(default=1.0, gt=0.0)
+    inertia: float = pydantic.Field(default=1.0, gt=0.0)
+    drag: float = pydantic.Field(default=1.0, ge=0.0)
+
+
 class DroneTable(Population):
     """What drones are.
 
     Attributes:
         initial: at the start.
         airframe: a shipped name or a path, see docs/physics.md.
+        factors: of the airframe.
         model: `rotors`: a rigid body; `attitude`, `attitude_lag`: identified attitude loops.
         radius: of the ball that nobody else may enter, metres.
     """
 
     initial: int = pydantic.Field(ge=1)
     airframe: str
+    factors: FactorTable = FactorTable()
     model: Model
     radius: float = Positive
+
+    @property
+    def body(self) -> str | Airframe:
+        """The airframe, as it is multiplied.
+
+        Raises:
+            ConfigError: there is none, or it becomes impossible.
+        """
+        factors = self.factors
+        if factors == FactorTable():
+            return self.airframe
+        table = load_airframe(self.airframe).model_dump()
+        for name, factor in {"drag_per_speed": factors.drag, **dict(factors)}.items():
+            value = table[name]
+            table[name] = tuple(factor * x for x in value) if isinstance(value, tuple) else factor * value
+        return validate(Airframe, table, f"population.drone.factors: {self.airframe}")
 
 
 class AirTable(Table):

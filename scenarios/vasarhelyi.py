@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios import flocking_order as order
 from scenarios.vasarhelyi_config import VasarhelyiConfig, grid_side
@@ -132,6 +132,11 @@ class Vasarhelyi(AbstractRules):
         return tuple((0.5 * self.size).tolist())
 
     @property
+    def tables(self) -> PyTree:
+        """How drones follow commands."""
+        return self.dynamics
+
+    @property
     def sets(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Others that a drone has word of."""
         return {"others": rows_of(N_OWN, self.n_seen, N_FEATURES)}
@@ -146,7 +151,7 @@ class Vasarhelyi(AbstractRules):
         place, _ = collide(self.pillars, place, jnp.zeros_like(place), jnp.full(n, apart), jnp.float32(0.0))
         none = jnp.zeros(n, jnp.int32)
         births = Spawn(jnp.ones(n, bool), none, none, place, jnp.zeros(n), jnp.zeros((n, 0)))
-        entities, _ = spawn(Entities.empty(self.n_slots, 2, 0), births)
+        entities, _ = spawn(Entities.empty(self.n_slots, 2, 0, variants=self.variants), births)
         zero, empty = jnp.float32(0.0), self.radio.nothing(self.n_slots, 4)
         track, mail = self.gps.init(entities), self.radio.init(self.n_slots, 4)
         fields = Fields(track, jnp.zeros((self.n_slots, 4)), mail, empty, jnp.float32(jnp.inf), zero, zero)
@@ -158,7 +163,7 @@ class Vasarhelyi(AbstractRules):
         entities, (push_key, gps_key, mail_key) = world.entities, jax.random.split(key, 3)
         alive, top = entities.alive[:, None], jnp.broadcast_to(self.speed, entities.alive.shape)
         command = clipped(jnp.where(alive, action, 0.0) * self.speed, top)
-        motion = self.dynamics.step(Motion.of(entities), command, jnp.zeros_like(entities.kind), self.time_step)
+        motion = self.dynamics.step(Motion.of(entities), command, entities.row, self.time_step)
         draw = jax.vmap(lambda k: jax.random.normal(k, (2,)))(entities.keys(push_key))
         velocity = motion.velocity + rounded(jnp.sqrt(2.0 * self.push * self.time_step) * draw)
         entities = eqx.tree_at(lambda m: m.velocity, motion, jnp.where(alive, velocity, 0.0)).into(entities)

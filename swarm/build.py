@@ -1,5 +1,6 @@
 """From a validated scenario file to a simulator."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import numpy as np
 from swarm.config import Scenario
 from swarm.errors import ConfigError, nearest
 from swarm.grouping import AbstractGrouping, parse_grouping
+from swarm.randomization import variants_of
 from swarm.simulator import Draws, Simulator
 
 
@@ -24,16 +26,68 @@ def build_simulator(scenario: Scenario) -> Simulator:
     draws = scenario.draws()
     if not draws:
         return simulator
-    drawn, shapes = [_build(scenario.drawn(values)) for values in draws], _shapes(simulator)
-    if any(_shapes(other) != shapes for other in drawn):
-        ones = ((key, scenario.drawn({key: values[key]})) for key in scenario.random for values in draws)
+    drawn, shapes = _drawn(scenario, draws), _shapes(simulator)
+    if any(_shapes(other) != shapes for variants in drawn for other in variants):
+        numbers = [one for values in draws for one in variants_of(values)]
+        ones = ((key, scenario.drawn({key: one[key]})) for key in scenario.random for one in numbers)
         key = next((key for key, one in ones if _shapes(_build(one)) != shapes), ", ".join(scenario.random))
         raise ConfigError(
             f"{scenario.place(key)}: {key} sets a size or a choice that is compiled in and cannot differ between "
             "worlds; give one value"
         )
-    draws = Draws(len(drawn), _stacked(drawn))
+    n_variants = len(drawn[0])
+    if n_variants > 1:
+        _check_tables(scenario, drawn[0])
+        drawn, simulator = [[_merged(one)] for one in drawn], _merged([simulator] * n_variants)
+    draws = Draws(len(drawn), _stacked([one for [one] in drawn]))
     return eqx.tree_at(lambda s: s.draws, simulator, draws, is_leaf=lambda x: x is None)
+
+
+def _drawn(scenario: Scenario, draws: list[dict[str, Any]]) -> list[list[Simulator]]:
+    """For each draw the simulators of its variants, each built once though many draws have it."""
+    built: dict[Any, Simulator] = {}
+
+    def build(values: dict[str, Any]) -> Simulator:
+        key = tuple(values.items())
+        if key not in built:
+            built[key] = _build(scenario.drawn(values))
+        return built[key]
+
+    return [[build(one) for one in variants_of(values)] for values in draws]
+
+
+def _check_tables(scenario: Scenario, variants: list[Simulator]) -> None:
+    """Raise where a value is to differ between entities that the rules hold for all of them together."""
+
+    def shared(simulator: Simulator) -> list[np.ndarray]:
+        if simulator.rules.tables is not None:
+            simulator = eqx.tree_at(lambda s: s.rules.tables, simulator, replace_fn=lambda _: None)
+        return jax.device_get(jax.tree.leaves(eqx.filter(simulator, eqx.is_array)))
+
+    def alike(one: Simulator, other: Simulator) -> bool:
+        return all(np.array_equal(x, y) for x, y in zip(shared(one), shared(other), strict=True))
+
+    if all(alike(variants[0], other) for other in variants[1:]):
+        return
+    medians = _build(scenario.drawn({}))
+    entities = {key: d for key, d in scenario.random.items() if d.per == "entity"}
+    ones = ((key, scenario.drawn({key: d.quantile(share)})) for key, d in entities.items() for share in (0.01, 0.99))
+    key = next((key for key, one in ones if not alike(medians, _build(one))), ", ".join(entities))
+    raise ConfigError(
+        f'{scenario.place(key)}: {key}: all entities share what it sets, or part of it; leave out per = "entity"'
+    )
+
+
+def _merged(variants: list[Simulator]) -> Simulator:
+    """A simulator whose tables hold the rows of each variant, one variant after the other."""
+
+    def joined(*tables: Any) -> Any:
+        return jnp.concatenate(tables) if eqx.is_array(tables[0]) else tables[0]
+
+    tables = jax.tree.map(joined, *(one.rules.tables for one in variants))
+    merged = eqx.tree_at(lambda s: s.rules.tables, variants[0], tables)
+    rules = dataclasses.replace(merged.rules, n_variants=len(variants))
+    return eqx.tree_at(lambda s: s.rules, merged, rules)
 
 
 def _shapes(simulator: Simulator) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import pydantic
 
 from swarm.errors import ConfigError, nearest
-from swarm.randomization import Distribution, distributions, is_distribution, pool
+from swarm.randomization import Distribution, distributions, is_distribution, pool, variants_of
 
 if TYPE_CHECKING:
     from swarm.simulator import Simulator
@@ -42,10 +42,12 @@ class Randomization(Table):
 
     Attributes:
         pool: how many draws there are; each world picks one at its reset.
+        variants: how many values there are in a world of what differs between entities.
         seed: of the draws.
     """
 
     pool: int = pydantic.Field(default=64, ge=1)
+    variants: int = pydantic.Field(default=16, ge=2)
     seed: int = 0
 
 
@@ -79,7 +81,7 @@ class Scenario(NamedTuple):
         config: its values, validated, with overrides; the median of what is drawn at random.
         rules_class: the class of its rules.
         own: the file's table without overrides; None where there are none.
-        random: the values that differ between worlds, by dotted key.
+        random: the values that differ between worlds or entities, by dotted key.
     """
 
     name: str
@@ -109,9 +111,9 @@ class Scenario(NamedTuple):
         return table
 
     def draws(self) -> list[dict[str, Any]]:
-        """What may be drawn for the values that differ between worlds, by dotted key; nothing where none do."""
+        """What may be drawn for the values that differ, by dotted key (`swarm.randomization.pool`); or nothing."""
         settings = self.config.randomization
-        return pool(self.random, settings.pool, settings.seed) if self.random else []
+        return pool(self.random, settings.pool, settings.variants, settings.seed) if self.random else []
 
     def drawn(self, values: Mapping[str, Any]) -> "Scenario":
         """The scenario with numbers for what is drawn at random.
@@ -180,8 +182,10 @@ def _scenario(name: str, label: str, table: dict[str, Any], own: dict[str, Any] 
     for key, distribution in random.items():
         for value in distribution.extremes():
             scenario.drawn({key: value})
-    for values in scenario.draws():
-        scenario.drawn(values)
+    # Worlds that differ only in the order of their variants are one.
+    numbers = {tuple(one.items()): one for values in scenario.draws() for one in variants_of(values)}
+    for one in numbers.values():
+        scenario.drawn(one)
     return scenario
 
 

@@ -25,6 +25,8 @@ class Entities(eqx.Module):
         stores: what the entity holds, one column per good (see the scenario).
         next_uid: the identity that the next entity gets.
         builder: slot that the entity who made it held at that time; -1: nobody. None where the rules keep no account.
+        n_kinds: number of kinds, where entities of a kind differ.
+        n_variants: how many different ones of a kind there are (`swarm.randomization`).
     """
 
     alive: Bool[Array, " n"]
@@ -37,6 +39,16 @@ class Entities(eqx.Module):
     stores: Float[Array, "n s"]
     next_uid: Int[Array, ""]
     builder: Int[Array, " n"] | None = None
+    n_kinds: int = eqx.field(static=True, default=1)
+    n_variants: int = eqx.field(static=True, default=1)
+
+    @property
+    def row(self) -> Int[Array, " n"]:
+        """Row of a table of values by kind: the kind, or where entities of a kind differ, that of the own variant.
+
+        A table holds the rows of all kinds for one variant after the other.
+        """
+        return self.kind if self.n_variants == 1 else self.kind + self.n_kinds * (self.uid % self.n_variants)
 
     @property
     def n_slots(self) -> int:
@@ -44,8 +56,24 @@ class Entities(eqx.Module):
         return self.alive.shape[0]
 
     @classmethod
-    def empty(cls, n_slots: int, n_dimensions: int, n_stores: int, *, builders: bool = False) -> "Entities":
-        """Return slots without a living entity, which keep account of builders if told so."""
+    def empty(
+        cls,
+        n_slots: int,
+        n_dimensions: int,
+        n_stores: int,
+        *,
+        builders: bool = False,
+        variants: tuple[int, int] = (1, 1),
+    ) -> "Entities":
+        """Return slots without a living entity.
+
+        Args:
+            n_slots: number of slots.
+            n_dimensions: of the space.
+            n_stores: number of goods.
+            builders: whether they keep account of builders.
+            variants: numbers of kinds, and of variants of each.
+        """
         n = n_slots
         return cls(
             alive=jnp.zeros(n, bool),
@@ -58,6 +86,8 @@ class Entities(eqx.Module):
             stores=jnp.zeros((n, n_stores)),
             next_uid=jnp.int32(0),
             builder=jnp.full(n, -1, jnp.int32) if builders else None,
+            n_kinds=variants[0],
+            n_variants=variants[1],
         )
 
     def remove(self, dying: Bool[Array, " n"]) -> "Entities":
@@ -123,5 +153,7 @@ def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
         stores=put(entities.stores, births.stores),
         next_uid=entities.next_uid + jnp.sum(served, dtype=jnp.int32),
         builder=None if entities.builder is None else put(entities.builder, builder),
+        n_kinds=entities.n_kinds,
+        n_variants=entities.n_variants,
     )
     return population, jnp.sum(wanted & ~served, dtype=jnp.int32)

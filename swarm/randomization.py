@@ -1,13 +1,16 @@
-"""Values that differ between worlds: a scenario file may give a distribution in the place of a number.
+"""Values that differ between worlds or entities: a scenario file may give a distribution in the place of a number.
 
     speed = {uniform = [3.0, 5.0]}                          # least, greatest
     mass = {log_uniform = [0.02, 0.2]}
     lag = {normal = [0.2, 0.05], low = 0.1, high = 0.4}     # mean, standard deviation; may be cut off
     day = {choice = [20, 30, 40]}
+    radius = {uniform = [0.2, 0.3], per = "entity"}         # or "world", unless told
 
-`[randomization] pool` draws are made of all such values together, stratified (a Latin hypercube: McKay, Beckman and
-Conover 1979), so that each value's draws fill its distribution evenly; at its reset a world picks one by its key.
-They follow from `[randomization] seed` and the value's key, and from nothing else. Nothing here imports jax.
+`[randomization] pool` draws are made of all values of worlds together, stratified (a Latin hypercube: McKay, Beckman
+and Conover 1979), so that each value's draws fill its distribution evenly; at its reset a world picks one by its key.
+Of the values of entities `[randomization] variants` draws are made likewise, which each draw of a world has in an order
+of its own; the entity of identity u is the variant u modulo their number. All follow from `[randomization] seed` and
+the value's key, and from nothing else. Nothing here imports jax.
 """
 
 import math
@@ -25,6 +28,7 @@ _FORMS = {
     "choice": "choice = [2.0, 4.0]",
 }
 _LIMITS = ("low", "high")
+_OWNERS = ("world", "entity")
 # Their numbers belong to the learner, or are names.
 _FIXED = ("rules", "groups", "training", "randomization")
 
@@ -37,17 +41,21 @@ class Distribution(NamedTuple):
         numbers: its parameters, or what it chooses from.
         low: least value of a normal one.
         high: greatest value of a normal one.
+        per: whether each `world` or each `entity` has a value of its own.
     """
 
     form: str
     numbers: tuple[Any, ...]
     low: float = -math.inf
     high: float = math.inf
+    per: str = _OWNERS[0]
 
     def table(self) -> dict[str, Any]:
         """As it stands in a file."""
         limits = zip(_LIMITS, (self.low, self.high), strict=True)
-        return {self.form: list(self.numbers), **{name: value for name, value in limits if math.isfinite(value)}}
+        rest = {name: value for name, value in limits if math.isfinite(value)}
+        rest |= {} if self.per == _OWNERS[0] else {"per": self.per}
+        return {self.form: list(self.numbers), **rest}
 
     def quantile(self, share: float) -> Any:
         """The value below which a share in (0, 1) of the draws lies."""
@@ -82,7 +90,8 @@ class Distribution(NamedTuple):
 
 def is_distribution(value: Any) -> bool:
     """Whether a value of a scenario file stands for a distribution."""
-    return isinstance(value, Mapping) and not value.keys() - {*_FORMS, *_LIMITS} and bool(value.keys() & _FORMS.keys())
+    known = {*_FORMS, *_LIMITS, "per"}
+    return isinstance(value, Mapping) and not value.keys() - known and bool(value.keys() & _FORMS.keys())
 
 
 def distributions(table: Mapping[str, Any], label: str) -> dict[str, Distribution]:
@@ -113,7 +122,10 @@ def _parse(table: Mapping[str, Any], where: str) -> Distribution:
     good = bool(numbers) and isinstance(numbers, list) if form == "choice" else good
     if not (good and all(_is_number(x) for x in [*numbers, *limits.values()]) and (form == "normal" or not limits)):
         raise ConfigError(f"{where}: expected {_FORMS[form]}")
-    found = Distribution(form, tuple(numbers), **limits)
+    per = table.get("per", _OWNERS[0])
+    if per not in _OWNERS:
+        raise ConfigError(f'{where}: per = {per!r}: expected per = "world" or per = "entity"')
+    found = Distribution(form, tuple(numbers), **limits, per=per)
     least, greatest = (found.low, found.high) if form == "normal" else (min(numbers), max(numbers))
     ordered = form == "choice" or (least < greatest and [least, greatest] in (numbers, [found.low, found.high]))
     positive = (form != "log_uniform" or least > 0) and (form != "normal" or numbers[1] > 0)
@@ -128,7 +140,20 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
-def pool(of: Mapping[str, Distribution], n: int, seed: int) -> list[dict[str, Any]]:
-    """`n` draws of all values together, by dotted key; a value's draws do not depend on what else is drawn."""
-    columns = {key: distribution.draws(n, f"{seed} {key}") for key, distribution in of.items()}
-    return [{key: column[i] for key, column in columns.items()} for i in range(n)]
+def pool(of: Mapping[str, Distribution], n: int, n_variants: int, seed: int) -> list[dict[str, Any]]:
+    """`n` draws of all values together, by dotted key: a number, or where entities differ a tuple with each variant's.
+
+    A value's draws do not depend on what else is drawn. What differs between entities has the same numbers in all
+    draws, in another order.
+    """
+    worlds = {key: d.draws(n, f"{seed} {key}") for key, d in of.items() if d.per == "world"}
+    variants = {key: d.draws(n_variants, f"{seed} {key}") for key, d in of.items() if d.per == "entity"}
+    orders = [random.Random(f"{seed} order {i}").sample(range(n_variants), n_variants) for i in range(n)]
+    entities = [{key: tuple(column[j] for j in order) for key, column in variants.items()} for order in orders]
+    return [{key: column[i] for key, column in worlds.items()} | entities[i] for i in range(n)]
+
+
+def variants_of(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The numbers of each variant of a draw; one where entities do not differ."""
+    n = next((len(value) for value in values.values() if isinstance(value, tuple)), 1)
+    return [{key: value[j] if isinstance(value, tuple) else value for key, value in values.items()} for j in range(n)]

@@ -190,6 +190,7 @@ class AbstractRules(eqx.Module):
         room: config keys, `*` for any name, that give more room when doubled, for each overflow bit that the rules can
             raise; `swarm.regrow` doubles those that hold a whole number, or a grouping rule with a number of slots. A
             key that names a kind is doubled only when that kind is full.
+        n_variants: how many different entities of a kind there are (`tables`); set by who builds the simulator.
     """
 
     Config: ClassVar[type[ScenarioConfig]]
@@ -203,6 +204,8 @@ class AbstractRules(eqx.Module):
         Status.NEIGHBORS_FULL: ("search.room",),
         Status.GROUPS_FULL: ("groups.*",),
     }
+
+    n_variants: int = eqx.field(static=True, default=1, kw_only=True)
 
     @property
     @abc.abstractmethod
@@ -249,6 +252,19 @@ class AbstractRules(eqx.Module):
         Who looks at a set by attention treats its things alike. Columns that are all 0 stand for nobody.
         """
         return {}
+
+    @property
+    def variants(self) -> tuple[int, int]:
+        """Numbers of kinds, and of variants of each: what rules with `tables` hand to `Entities.empty`."""
+        return len(self.kinds), self.n_variants
+
+    @property
+    def tables(self) -> PyTree:
+        """Those parts whose arrays hold a row for each kind, all of which the rules look up by `Entities.row`.
+
+        Entities of a kind can differ in what stands there; None: they cannot.
+        """
+        return None
 
     @classmethod
     @abc.abstractmethod

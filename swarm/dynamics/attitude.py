@@ -154,7 +154,7 @@ class AttitudeFlight(AbstractAttitudeFlight):
         motion = Motion.of(entities)
         zero = jnp.zeros_like(motion.heading)
         angles = jnp.stack([zero, zero, motion.heading], axis=1)
-        thrust = (self.mass * self.gravity)[entities.kind]
+        thrust = (self.mass * self.gravity)[entities.row]
         return Motion(motion.position, motion.velocity, motion.heading, Held(angles, jnp.zeros_like(angles), thrust))
 
     def attitude(self, motion: Motion) -> Float[Array, "n 4"]:

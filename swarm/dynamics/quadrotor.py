@@ -161,7 +161,7 @@ class Quadrotor(AbstractFlight):
         motion = Motion.of(entities)
         zero, half = jnp.zeros_like(motion.heading), 0.5 * motion.heading
         attitude = joined((zero, zero, jnp.sin(half), jnp.cos(half)))
-        rotors = jnp.tile(self.hover_speed(entities.kind)[:, None], (1, self.rotors.spin.shape[1]))
+        rotors = jnp.tile(self.hover_speed(entities.row)[:, None], (1, self.rotors.spin.shape[1]))
         state = Turning(attitude, jnp.zeros((entities.n_slots, 3)), rotors)
         return Motion(motion.position, motion.velocity, motion.heading, state)
 

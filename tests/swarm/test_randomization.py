@@ -1,5 +1,6 @@
 """Values that differ between worlds: their draws, what is refused, and that a world is as if built with its own."""
 
+import dataclasses
 import json
 import tomllib
 from pathlib import Path
@@ -13,7 +14,7 @@ import tomli_w
 
 from swarm import ConfigError, load, make
 from swarm.episode import play
-from swarm.randomization import Distribution
+from swarm.randomization import Distribution, variants_of
 from swarm.regrow import enlarge
 from swarm.status import Status
 from swarm.telemetry import Recorder
@@ -110,6 +111,8 @@ def test_a_file_keeps_its_distributions(scenario, tmp_path):
         ("population.bird.radius", {"uniform": [1.0, 2.0]}, ["a draw of randomized values", "spacing = 1.2"]),
         ("world.steps", {"uniform": [10, 20]}, ["world.steps = 1", "valid integer"]),
         ("population.bird.capacity", {"choice": [12, 14]}, ["population.bird.capacity", "compiled in", "one value"]),
+        ("boids.cohesion", {"uniform": [0.1, 0.3], "per": "bird"}, ["per = 'bird'", 'per = "entity"']),
+        ("boids.cohesion", {"uniform": [0.1, 0.3], "per": "entity"}, ["boids.cohesion", "all entities share"]),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is_compiled(key, value, parts):
@@ -169,6 +172,84 @@ def test_each_reset_draws_by_its_key(scenario):
     counts = np.bincount(draws, minlength=16)
     assert counts.min() > 2
     assert counts.max() < 34
+
+
+# Entities
+
+PACK = {
+    "population.hunter.speed": {"uniform": [2.5, 3.9], "per": "entity"},
+    "population.prey.strength": {"choice": [1.0, 2.0, 4.0], "per": "entity"},
+    "world.time_step": {"choice": [0.05, 0.1]},
+    "world.size": [24.0, 24.0],
+    "world.respawn": True,
+    "world.control": "continuous",
+    "randomization.pool": 4,
+    "randomization.variants": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return load("pursuit", PACK)
+
+
+@pytest.fixture(scope="module")
+def hunt(pack):
+    simulator, policy = pack.simulator(), pack.simulator().rules.scripted_policy()
+    world, timestep = eqx.filter_jit(simulator.reset)(jax.random.key(3))
+    history = eqx.filter_jit(simulator.rollout)(policy, world, timestep, jax.random.key(1), 120)[2]
+    worlds = jax.tree.map(lambda start, rest: jax.numpy.concatenate([start[None], rest]), world, history[0])
+    return worlds, jax.device_get(history[1])
+
+
+def test_draws_hold_the_same_variants_in_orders_of_their_own(pack, tmp_path):
+    draws = pack.draws()
+    speeds = [values["population.hunter.speed"] for values in draws]
+    assert {len(row) for row in speeds} == {3}
+    assert len({tuple(sorted(row)) for row in speeds}) == 1
+    assert len(set(speeds)) > 1
+    assert sorted(draws[0]["population.prey.strength"]) == [1.0, 2.0, 4.0]
+    (tmp_path / "again.toml").write_text(tomli_w.dumps(pack.resolved()), "utf-8")
+    assert load(tmp_path / "again.toml").draws() == draws
+
+
+def test_an_entity_moves_as_if_built_with_its_own_values(pack, hunt):
+    world = jax.tree.map(lambda x: x[20], hunt[0])
+    e, draw = world.entities, pack.draws()[int(world.draw)]
+    action = jax.random.uniform(jax.random.key(1), (e.n_slots, 2), minval=-1.0)
+    step = eqx.filter_jit(lambda simulator, world: simulator.step(world, action)[0].entities.velocity)
+    velocity, alone = step(pack.simulator(), world), []
+    for values in variants_of(draw):
+        simulator = pack.drawn(values).simulator()
+        assert simulator.draws is None
+        same = dataclasses.replace(world, draw=None, entities=dataclasses.replace(e, n_variants=1))
+        alone.append(step(simulator, same))
+    assert len({float(jax.numpy.abs(x).sum()) for x in alone}) == 3
+    assert (e.kind == 1).sum() == 6
+    for i in np.flatnonzero(e.kind == 1):
+        np.testing.assert_allclose(velocity[i], alone[int(e.uid[i]) % 3][i], rtol=1e-6)
+
+
+def test_who_is_born_in_an_episode_has_the_values_of_its_identity(pack, hunt):
+    world, timestep = hunt
+    e, rules = jax.device_get(world.entities), pack.simulator().of(jax.tree.map(lambda x: x[0], world)).rules
+    table = {k: np.asarray(v) for k, v in rules.table.items()}
+    strength = np.asarray(pack.draws()[int(world.draw[0])]["population.prey.strength"])
+    n_caught = 0
+    for t in range(120):
+        prey = np.flatnonzero(timestep.valid[t] & (e.kind[t] == 2))
+        hunters = np.flatnonzero(e.alive[t + 1] & (e.kind[t + 1] < 2))
+        for j in prey:
+            born = e.uid[t + 1, j] != e.uid[t, j]
+            assert born == timestep.terminated[t, j]
+            if born:
+                n_caught += 1
+                continue
+            far = np.linalg.norm(e.position[t + 1, hunters].astype(float) - e.position[t + 1, j], axis=1)
+            rows = e.kind[t + 1, hunters]
+            force = table["strength"][rows][far < table["catch"][rows] - 1e-4].sum()
+            assert force < strength[e.uid[t, j] % 3]
+    assert n_caught > 10
 
 
 def test_without_distributions_nothing_is_drawn():
