@@ -1,5 +1,6 @@
 """From a validated scenario file to a learner."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from training.learner import AXIS, AbstractLearner
 from training.mppo import MPPO
 from training.restore import frozen_policy
 from training.runs import RunFolder
-from training.teams import Teams, assign
+from training.teams import Teams, assign, policy_named
 
 
 def build_learner(
@@ -53,7 +54,8 @@ def build_learner(
     of_all = [device for process in range(n_processes) for device in jax.local_devices(process)[:n_devices]]
     mesh = Mesh(np.asarray(of_all), (AXIS,))
     learner_class = IMPALA if config.algorithm == "impala" else MPPO
-    learner = learner_class(simulator, grouping, teams.opponents, teams.of_team, config, mesh)
+    teacher = build_teacher(scenario, config, simulator)
+    learner = learner_class(simulator, grouping, teams.opponents, teacher, teams.of_team, config, mesh)
     # Before any compilation: whether the network finds what it reads.
     jax.eval_shape(learner.init_learned, 0)
     if isinstance(learner, IMPALA) and config.impala.actors:
@@ -92,12 +94,24 @@ def _check_devices(config: TrainingConfig, n_devices: int, n_actor_devices: int)
 def build_teams(scenario: Scenario, config: TrainingConfig, simulator: Simulator) -> Teams:
     """Find out who acts for each team."""
     where = f"{scenario.place('training.teams')}: training.teams"
+    frozen = _frozen(simulator, where, '"learn", "learn:NAME", "scripted", "random"')
+    return assign(config.teams, simulator.rules, frozen, where=where)
+
+
+def build_teacher(scenario: Scenario, config: TrainingConfig, simulator: Simulator) -> AbstractPolicy | None:
+    """Find out who teaches, if anybody does."""
+    if not config.teacher.policy:
+        return None
+    where = f"{scenario.place('training.teacher.policy')}: training.teacher.policy"
+    return policy_named(config.teacher.policy, simulator.rules, _frozen(simulator, where, '"scripted"'))
+
+
+def _frozen(simulator: Simulator, where: str, names: str) -> Callable[[str], AbstractPolicy]:
+    """What finds the policy of a run folder, and else raises, with the names that there are."""
 
     def frozen(name: str) -> AbstractPolicy:
         if not (Path(name) / "run.json").is_file():
-            raise ConfigError(
-                f'{where}: {name!r}: neither "learn", "learn:NAME", "scripted", "random" nor a run folder'
-            )
+            raise ConfigError(f"{where}: {name!r}: neither {names} nor a run folder")
         return frozen_policy(RunFolder.open(Path(name)), simulator)
 
-    return assign(config.teams, simulator.rules, frozen, where=where)
+    return frozen

@@ -113,6 +113,20 @@ class ImpalaTable(Table):
         return self
 
 
+class TeacherTable(Table):
+    """A policy whose actions are learned beside the rewards, at first (kickstarting: Schmitt et al. 2018, eq. 3).
+
+    Attributes:
+        policy: `scripted`, or the folder of a run; empty: nobody teaches.
+        weight: of the surprise at what it would do, at the start.
+        until: share of the updates over which the weight falls to 0.
+    """
+
+    policy: str = ""
+    weight: float = pydantic.Field(default=1.0, gt=0.0)
+    until: float = pydantic.Field(default=0.5, gt=0.0, le=1.0)
+
+
 class TrainingConfig(Table):
     """Settings of a learner; `training/recipes/mppo.toml` says what each is for.
 
@@ -148,6 +162,7 @@ class TrainingConfig(Table):
     credit: CreditTable
     network: NetworkTable
     impala: ImpalaTable = ImpalaTable()
+    teacher: TeacherTable = TeacherTable()
 
     @pydantic.model_validator(mode="after")
     def _one_stream(self) -> "TrainingConfig":

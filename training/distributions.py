@@ -44,6 +44,12 @@ class AbstractDistribution(eqx.Module):
         """What the simulator takes."""
 
     @abc.abstractmethod
+    def surprise(
+        self, parameters: Float[Array, "*b n p"], action_mask: Bool[Array, "*b n a"], command: Raw
+    ) -> Float[Array, "*b n"]:
+        """At another's command, nats; to be minimised by who imitates it."""
+
+    @abc.abstractmethod
     def has_choice(self, action_mask: Bool[Array, "*b n a"]) -> Bool[Array, "*b n"]:
         """Whether an entity could do one thing or another."""
 
@@ -89,6 +95,13 @@ class Categorical(AbstractDistribution):
     def command(self, raw: Raw) -> Raw:
         """The draw itself."""
         return raw
+
+    def surprise(
+        self, parameters: Float[Array, "*b n p"], action_mask: Bool[Array, "*b n a"], command: Raw
+    ) -> Float[Array, "*b n"]:
+        """By the probability of the command; 0 at an illegal one."""
+        surprise = -self.log_prob_and_entropy(parameters, action_mask, command)[0]
+        return jnp.where(surprise < 1e6, surprise, 0.0)
 
     def has_choice(self, action_mask: Bool[Array, "*b n a"]) -> Bool[Array, "*b n"]:
         """More than one option of some choice is legal."""
@@ -154,6 +167,13 @@ class TanhNormal(AbstractDistribution):
     def command(self, raw: Raw) -> Raw:
         """Squash."""
         return jnp.tanh(raw)
+
+    def surprise(
+        self, parameters: Float[Array, "*b n p"], action_mask: Bool[Array, "*b n a"], command: Raw
+    ) -> Float[Array, "*b n"]:
+        """By the density at the command, of which no part counts as farther from 0 than 0.97."""
+        raw = jnp.arctanh(jnp.clip(command, -0.97, 0.97))
+        return -self.log_prob_and_entropy(parameters, action_mask, raw)[0]
 
     def has_choice(self, action_mask: Bool[Array, "*b n a"]) -> Bool[Array, "*b n"]:
         """Whoever may command at all."""

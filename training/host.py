@@ -60,9 +60,9 @@ class HostCollector:
         for t in range(config.rollout):
             if t % part == 0:
                 states.append(actors.memory.state)
-            row, action, state, opponents = _decide(stage, actors, self._key, draw, jnp.int32(t))
+            row, action, state, others = _decide(stage, actors, self._key, draw, jnp.int32(t))
             steps = self._workers.step(np.asarray(action))
-            actors, row, metrics = _take_in(stage, actors, row, state, opponents, steps)
+            actors, row, metrics = _take_in(stage, actors, row, state, others, steps)
             sums = _tally(sums, metrics, steps.ended)
             rows.append(row)
         # Stacked on the host: a program of so many arguments takes longer to compile than to run.
@@ -113,7 +113,7 @@ def _decide(
 
 @eqx.filter_jit
 def _take_in(
-    stage: Stage, actors: Actors, row: Rollout, state: Float[Array, "b n m"], opponents: PyTree, steps: Steps
+    stage: Stage, actors: Actors, row: Rollout, state: Float[Array, "b n m"], others: PyTree, steps: Steps
 ) -> tuple[Actors, Rollout, dict[str, Float[Array, " b"]]]:
     """Bootstrap whom the step cut off, and go on, in a new episode where one ended.
 
@@ -134,7 +134,7 @@ def _take_in(
     anew = begun, first.observation, actors.n_episodes + 1, jnp.zeros_like(episode_return), _nothing(stage, actors)
     world, observation, n_episodes, episode_return, memory = select(ended, anew, went_on)
     timestep = eqx.tree_at(lambda t: t.observation, timestep, observation)
-    actors = Actors(world, timestep, actors.index, n_episodes, episode_return, memory, opponents)
+    actors = Actors(world, timestep, actors.index, n_episodes, episode_return, memory, others)
     return actors, outcome(row, reward, jnp.where(lives[..., None], value, 0.0), lives, ended), metrics
 
 

@@ -45,7 +45,8 @@ class IMPALA(AbstractLearner):
         """Say anew what to do and to expect, correct, and follow the gradient."""
         groups = self.groups(experience)
         params, static = eqx.partition(learned.network, eqx.is_inexact_array)
-        weights, n = (self.weight(learned, "clip"), self.weight(learned, "entropy_weight")), self.config.minibatches
+        weights = *(self.weight(learned, name) for name in ("clip", "entropy_weight")), self.teacher_weight(learned)
+        n = self.config.minibatches
 
         def step(carry: tuple[PyTree, PyTree, ValueScale], number: Int[Array, ""]) -> tuple[tuple, dict[str, Array]]:
             params, optimizer, scale = carry
@@ -78,14 +79,16 @@ class IMPALA(AbstractLearner):
         experience: Experience,
         groups: Groups,
         scale: ValueScale,
-        weights: tuple[Float[Array, ""], Float[Array, ""]],
+        weights: tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]],
     ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "t b g v"], Float[Array, "t b g v"]]]:
         """This device's part of the loss: sums over its entries, divided by the number on all devices.
 
-        `weights` are the clip and that of the entropy, by their schedules. Returns the targets and the values, too.
+        `weights` are the clip, that of the entropy and that of the teacher, by their schedules. Returns the targets and
+        the values, too.
         """
         c, network, valid, acts = self.config, eqx.combine(params, static), groups.valid, groups.acts
-        log_prob, entropy, value = self.evaluate(network, Rows.of(experience, valid), experience.state[0], scale)
+        rows = Rows.of(experience, valid)
+        log_prob, entropy, value, imitation = self.evaluate(network, rows, experience.state[0], scale)
         log_ratio = jax.lax.stop_gradient(log_prob - separate(groups.log_prob, valid, c.credit.log_prob))
         expected = jax.lax.stop_gradient((value, self.last_value(network, experience)))
         corrects = log_ratio if c.impala.vtrace else None
@@ -94,7 +97,7 @@ class IMPALA(AbstractLearner):
         ratio = jnp.exp(log_ratio)
         advantage = self.normalised(advantage, acts, jnp.minimum(ratio, 1.0) if c.impala.vtrace else None)
         error = jnp.square((value - target) / scale.scale[None, None, None])
-        n_acts, n_valid, (clip, entropy_weight) = count(acts), count(valid), weights
+        n_acts, n_valid, (clip, entropy_weight, teacher_weight) = count(acts), count(valid), weights
         far = jnp.where(advantage[..., 0] > 0, ratio > 1.0 + clip, ratio < 1.0 - clip) & (clip > 0)
         metrics = {
             "policy_loss": part_of_mean(jnp.where(far, 0.0, -advantage[..., 0] * log_prob), acts, n_acts),
@@ -104,6 +107,9 @@ class IMPALA(AbstractLearner):
             "clip_fraction": part_of_mean(far.astype(jnp.float32), acts, n_acts),
         }
         loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - entropy_weight * metrics["entropy"]
+        if self.teacher is not None:
+            metrics["imitation"] = jnp.where(teacher_weight > 0, imitation, 0.0)
+            loss = loss + teacher_weight * imitation
         return loss, (metrics | {"loss": loss}, target, jax.lax.stop_gradient(value))
 
 

@@ -11,11 +11,11 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from swarm.scenario import Observation
+from swarm.scenario import AbstractPolicy, Observation
 from swarm.simulator import Simulator
 from training.config import TrainingConfig
 from training.credit import GroupBy, Membership, Trajectory, advantages, n_streams, reward_streams, separate
-from training.distributions import AbstractDistribution, distribution_of
+from training.distributions import AbstractDistribution, Raw, distribution_of
 from training.mixing import OwnWeight
 from training.networks import Minds, Network
 from training.normalise import ValueScale
@@ -73,6 +73,7 @@ class Rows(eqx.Module):
         fresh: whether an entity's memory starts from nothing.
         index: group slot per entity.
         valid: a member of the group lived.
+        taught: what the teacher would have done, per entity; None without one.
     """
 
     observation: Observation
@@ -81,12 +82,13 @@ class Rows(eqx.Module):
     fresh: Bool[Array, "*b n"]
     index: Int[Array, "*b n"]
     valid: Bool[Array, "*b g"]
+    taught: Raw | None
 
     @classmethod
     def of(cls, experience: Experience, valid: Bool[Array, "t b g"]) -> "Rows":
         """All steps of a rollout."""
         r = experience.rollout
-        return cls(r.observation, r.raw, r.mind, r.fresh, r.membership.index, valid)
+        return cls(r.observation, r.raw, r.mind, r.fresh, r.membership.index, valid, r.taught)
 
 
 class AbstractLearner(eqx.Module):
@@ -97,6 +99,7 @@ class AbstractLearner(eqx.Module):
         grouping: whose trajectories there are.
         of_team: number of each team's network; -1: an opponent.
         opponents: acts for the teams that do not learn; None where all learn.
+        teacher: what it would do is learned at first (`training.config.TeacherTable`); None: nobody teaches.
         config: settings.
         mesh: devices; worlds are sharded over them, what is learned is on each.
     """
@@ -104,6 +107,7 @@ class AbstractLearner(eqx.Module):
     simulator: Simulator
     grouping: GroupBy
     opponents: TeamPolicy | None
+    teacher: AbstractPolicy | None
     of_team: tuple[int, ...] = eqx.field(static=True)
     config: TrainingConfig = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
@@ -121,9 +125,10 @@ class AbstractLearner(eqx.Module):
         """Of the actions."""
         return distribution_of(self.simulator.rules)
 
-    def stage(self, minds: Minds) -> Stage:
-        """What acts, and where."""
-        return Stage(self.simulator, self.grouping, minds, self.distribution, self.opponents)
+    def stage(self, minds: Minds, teaching: Bool[Array, ""] | None = None) -> Stage:
+        """What acts, and where; the teacher teaches unless told otherwise."""
+        teaching = jnp.ones((), bool) if teaching is None else teaching
+        return Stage(self.simulator, self.grouping, minds, self.distribution, self.opponents, self.teacher, teaching)
 
     def init(self, seed: int) -> tuple[Learned, Actors]:
         """Return a fresh learner and its worlds, placed on the mesh."""
@@ -264,7 +269,8 @@ class AbstractLearner(eqx.Module):
     def collect(self, learned: Learned, actors: Actors) -> tuple[Actors, Experience]:
         """Step the worlds for a rollout."""
         act_base = jax.random.fold_in(run_key(learned.key, 2), learned.n_updates)
-        stage, reset_base = self.stage(self.acting(learned)), run_key(learned.key, 1)
+        stage = self.stage(self.acting(learned), self.teacher_weight(learned) > 0)
+        reset_base = run_key(learned.key, 1)
         return collect(stage, actors, reset_base, act_base, self.config.rollout, self.n_parts)
 
     def _update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
@@ -349,8 +355,13 @@ class AbstractLearner(eqx.Module):
 
     def evaluate(
         self, network: Minds, rows: Rows, state: Float[Array, "b n m"], scale: ValueScale
-    ) -> tuple[Array, Array, Array]:
-        """Return log-probability and entropy [s, b, g], separated as the settings say, and values [s, b, g, v]."""
+    ) -> tuple[Array, Array, Array, Array]:
+        """Say anew what to do and to expect.
+
+        Returns:
+            Log-probability and entropy [s, b, g], separated as the settings say, values [s, b, g, v], and this device's
+            part of the mean surprise at what the teacher would have done.
+        """
         credit, valid, n_groups = self.config.credit, rows.valid, rows.valid.shape[-1]
         parameters, value = network.unroll(rows.observation, rows.mind, rows.index, n_groups, state, rows.fresh)
         log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, rows.observation.action_mask, rows.raw)
@@ -363,7 +374,15 @@ class AbstractLearner(eqx.Module):
             separate(log_prob, valid, credit.log_prob),
             separate(entropy, valid, credit.entropy),
             scale.restore(value, valid),
+            self._imitation(parameters, rows),
         )
+
+    def _imitation(self, parameters: Array, rows: Rows) -> Float[Array, ""]:
+        if rows.taught is None:
+            return jnp.zeros(())
+        mask = rows.observation.action_mask
+        learns = (rows.mind >= 0) & self.distribution.has_choice(mask)
+        return part_of_mean(self.distribution.surprise(parameters, mask, rows.taught), learns, count(learns))
 
     def separate_values(self, value: Float[Array, "*b g v"], valid: Bool[Array, "*b g"]) -> Float[Array, "*b g v"]:
         """Each group's own values, or the sum over all, as the settings say."""
@@ -375,6 +394,12 @@ class AbstractLearner(eqx.Module):
         if name not in self.config.anneal:
             return jnp.float32(value)
         return value * jnp.maximum(1.0 - learned.n_updates / self.config.n_updates, 0.0)
+
+    def teacher_weight(self, learned: Learned) -> Float[Array, ""]:
+        """Of the surprise at what the teacher does in the loss: it falls linearly to 0."""
+        table = self.config.teacher
+        n_updates = max(1.0, table.until * self.config.n_updates)
+        return table.weight * jnp.maximum(1.0 - learned.n_updates / n_updates, 0.0)
 
     def normalised(
         self,

@@ -47,12 +47,14 @@ class Weights(eqx.Module):
     Attributes:
         clip: of the ratio.
         entropy: of the entropy.
+        teacher: of the surprise at what the teacher would have done.
         streams: of the advantages' streams.
         values: scale of the values.
     """
 
     clip: Float[Array, ""]
     entropy: Float[Array, ""]
+    teacher: Float[Array, ""]
     streams: Float[Array, " v"]
     values: ValueScale
 
@@ -171,7 +173,7 @@ class MPPO(AbstractLearner):
     def _weights(self, learned: Learned) -> Weights:
         """What weighs in this update, by the schedules."""
         clip, entropy = self.weight(learned, "clip"), self.weight(learned, "entropy_weight")
-        return Weights(clip, entropy, _mixture(learned.own_weight), learned.scale)
+        return Weights(clip, entropy, self.teacher_weight(learned), _mixture(learned.own_weight), learned.scale)
 
     def _policy_gradient(self, network: Minds, minibatch: Any, order: Array, weights: Weights) -> Any:
         """The gradient by one stream of advantages on one of the first two minibatches."""
@@ -193,7 +195,8 @@ class MPPO(AbstractLearner):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """This device's part of the loss: sums over its entries, divided by the number on all devices."""
         c = self.config
-        log_prob, entropy, value = self.evaluate(eqx.combine(params, static), batch.rows, state, weights.values)
+        network = eqx.combine(params, static)
+        log_prob, entropy, value, imitation = self.evaluate(network, batch.rows, state, weights.values)
         value = self.separate_values(value, batch.rows.valid)
         advantage = jnp.sum(batch.advantage * weights.streams[None, None, None], axis=-1)
         policy = clipped_policy_loss(log_prob, batch.old_log_prob, advantage, weights.clip)
@@ -211,6 +214,9 @@ class MPPO(AbstractLearner):
             "clip_fraction": part_of_mean(clipped, batch.acts, n_acts),
         }
         loss = metrics["policy_loss"] + c.value_weight * metrics["value_loss"] - weights.entropy * metrics["entropy"]
+        if self.teacher is not None:
+            metrics["imitation"] = jnp.where(weights.teacher > 0, imitation, 0.0)
+            loss = loss + weights.teacher * imitation
         return loss, metrics | {"loss": loss}
 
 

@@ -33,7 +33,7 @@ def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False
     config = load_training(scenario)
     n_networks = folder.identity().get("networks", 1)
     mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))
-    learner = MPPO(simulator, GroupBy(None, None), None, tuple(range(n_networks)), config, mesh)
+    learner = MPPO(simulator, GroupBy(None, None), None, None, tuple(range(n_networks)), config, mesh)
     fresh = learner.init_learned(seed=0)
     checkpoints = Checkpoints.best(folder) if best else Checkpoints(folder, config.keep_checkpoints)
     # Only the networks are read: the worlds of the run may have other capacities.

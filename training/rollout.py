@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from swarm.entities import Entities
-from swarm.scenario import Observation, TimeStep, World
+from swarm.scenario import AbstractPolicy, Observation, TimeStep, World
 from swarm.simulator import Simulator, for_each_marked
 from training.credit import GroupBy, Membership, People
 from training.distributions import AbstractDistribution, Raw
@@ -26,7 +26,7 @@ class Actors(eqx.Module):
         n_episodes: episodes started, which seeds the next.
         episode_return: rewards so far in the episode, of all entities that learn.
         memory: what the networks remember of the entities.
-        opponents: what the policies that do not learn remember; None where all learn.
+        others: what the policies that do not learn remember: those that act for teams, and the teacher.
     """
 
     world: World
@@ -35,7 +35,7 @@ class Actors(eqx.Module):
     n_episodes: Int[Array, " b"]
     episode_return: Float[Array, " b"]
     memory: Memory
-    opponents: PyTree
+    others: PyTree
 
 
 class Rollout(eqx.Module):
@@ -55,6 +55,7 @@ class Rollout(eqx.Module):
             do not run in JAX may truncate a group alone.
         final_valid: whether the group lived at that observation.
         ended: whether the world's episode ended in the step.
+        taught: what the teacher would have done, per entity; None without one.
     """
 
     observation: Observation
@@ -69,6 +70,7 @@ class Rollout(eqx.Module):
     final_value: Float[Array, "*t g v"]
     final_valid: Bool[Array, "*t g"]
     ended: Bool[Array, "*t"]
+    taught: Raw | None
 
 
 class Last(eqx.Module):
@@ -126,6 +128,8 @@ class Stage(eqx.Module):
         minds: the networks that learn.
         distribution: of their actions.
         opponents: acts for the teams that do not learn; None where all learn.
+        teacher: what those that learn do is compared with what it would do; None: nobody teaches.
+        teaching: whether it does so still.
     """
 
     simulator: Simulator
@@ -133,6 +137,8 @@ class Stage(eqx.Module):
     minds: Minds
     distribution: AbstractDistribution
     opponents: TeamPolicy | None
+    teacher: AbstractPolicy | None
+    teaching: Bool[Array, ""]
 
     def members(self, world: World, alive: Bool[Array, " n"]) -> tuple[Membership, Int[Array, " n"]]:
         """Who belongs to which group slot, of those that learn; and the number of each one's network."""
@@ -158,12 +164,12 @@ def start(stage: Stage, key: Key[Array, ""], index: Int[Array, " b"]) -> Actors:
     world, timestep = jax.vmap(stage.simulator.reset)(jax.vmap(lambda i: reset_key(key, i, jnp.int32(0)))(index))
     n = world.entities.alive.shape[1]
     memory = jax.vmap(lambda _: Memory.empty(n, stage.minds.width))(index)
-    opponents = jax.vmap(lambda _: _start_opponents(stage, n))(index)
-    return Actors(world, timestep, index, zero + 1, zero.astype(jnp.float32), memory, opponents)
+    others = jax.vmap(lambda _: _start_others(stage, n))(index)
+    return Actors(world, timestep, index, zero + 1, zero.astype(jnp.float32), memory, others)
 
 
-def _start_opponents(stage: Stage, n_slots: int) -> PyTree:
-    return None if stage.opponents is None else stage.opponents.start(n_slots)
+def _start_others(stage: Stage, n_slots: int) -> PyTree:
+    return tuple(None if policy is None else policy.start(n_slots) for policy in (stage.opponents, stage.teacher))
 
 
 def collect(
@@ -227,7 +233,7 @@ def decide(
 
     Returns:
         The row of experience, in which what follows from the step is still 0; the actions; and what the networks and
-        the opponents remember.
+        those that do not learn remember.
     """
     observation, entities = actors.timestep.observation, actors.world.entities
     membership, mind = jax.vmap(stage.members)(actors.world, observation.alive)
@@ -240,6 +246,7 @@ def decide(
     raw = jax.vmap(lambda p, m, e, k: stage.distribution.sample(p, m, e.keys(k)))(parameters, mask, entities, keys)
     log_prob, _ = stage.distribution.log_prob_and_entropy(parameters, mask, raw)
     action, opponents = _with_opponents(stage, actors, mind, stage.distribution.command(raw), keys)
+    taught, teacher = _taught(stage, actors, action, keys)
     rows = Rollout(
         observation=stage.minds.keep(observation),
         raw=raw,
@@ -253,15 +260,16 @@ def decide(
         final_value=jnp.zeros_like(value),
         final_valid=jnp.zeros(value.shape[:-1], bool),
         ended=jnp.zeros(mind.shape[0], bool),
+        taught=taught,
     )
-    return rows, action, state, opponents
+    return rows, action, state, (opponents, teacher)
 
 
 def _step(
     stage: Stage, actors: Actors, sums: EpisodeSums, reset_base: Key[Array, ""], step_key: Key[Array, ""]
 ) -> tuple[tuple[Actors, EpisodeSums], Rollout]:
     """One step of all worlds."""
-    rows, action, state, opponents = decide(stage, actors, step_key)
+    rows, action, state, others = decide(stage, actors, step_key)
     world, timestep = jax.vmap(stage.simulator.step)(actors.world, action)
     reward = jnp.where(rows.mind >= 0, timestep.reward, 0.0)
     after = Actors(
@@ -271,7 +279,7 @@ def _step(
         n_episodes=actors.n_episodes,
         episode_return=actors.episode_return + jnp.sum(reward, axis=1),
         memory=Memory(state, actors.world.entities.uid),
-        opponents=opponents,
+        others=others,
     )
     final = rows.final_value, rows.final_valid
     after, sums, final = _finish(stage, reset_base, after, sums, rows.membership.identity, final)
@@ -292,8 +300,21 @@ def _with_opponents(
         return action, None
     other_keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
     observation = actors.timestep.observation
-    other, memory = jax.vmap(stage.opponents.act)(actors.world, observation, actors.opponents, other_keys)
+    other, memory = jax.vmap(stage.opponents.act)(actors.world, observation, actors.others[0], other_keys)
     return jnp.where((mind >= 0).reshape(mind.shape + (1,) * (action.ndim - 2)), action, other), memory
+
+
+def _taught(stage: Stage, actors: Actors, action: Raw, keys: Key[Array, " b"]) -> tuple[Raw | None, PyTree]:
+    """What the teacher would do, while it teaches."""
+    teacher, memory = stage.teacher, actors.others[1]
+    if teacher is None:
+        return None, None
+
+    def teach() -> tuple[Raw, PyTree]:
+        own_keys = jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys)
+        return jax.vmap(teacher.act)(actors.world, actors.timestep.observation, memory, own_keys)
+
+    return jax.lax.cond(stage.teaching, teach, lambda: (jnp.zeros_like(action), memory))
 
 
 def _finish(
@@ -334,12 +355,12 @@ def _restart(stage: Stage, reset_base: Key[Array, ""], actors: Actors, i: Int[Ar
     """Begin the next episode of a world; nobody remembers the last one."""
 
     def parts(a: Actors) -> tuple:
-        return a.world, a.timestep.observation, a.n_episodes, a.episode_return, a.memory, a.opponents
+        return a.world, a.timestep.observation, a.n_episodes, a.episode_return, a.memory, a.others
 
     fresh, timestep = stage.simulator.reset(reset_key(reset_base, actors.index[i], actors.n_episodes[i]))
     n = fresh.entities.n_slots
-    opponents = _start_opponents(stage, n)
+    others = _start_others(stage, n)
     memory = Memory.empty(n, stage.minds.width)
-    new = (fresh, timestep.observation, actors.n_episodes[i] + 1, jnp.float32(0), memory, opponents)
+    new = (fresh, timestep.observation, actors.n_episodes[i] + 1, jnp.float32(0), memory, others)
     replaced = jax.tree.map(lambda old, x: old.at[i].set(x), parts(actors), new)
     return eqx.tree_at(parts, actors, replaced, is_leaf=lambda x: x is None)

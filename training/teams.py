@@ -60,10 +60,12 @@ def assign(names: Sequence[str], rules: AbstractRules, frozen: Callable[[str], A
     if not others:
         return Teams(of_team, None)
 
-    def build(name: str) -> AbstractPolicy:
-        if name == "scripted":
-            return rules.scripted_policy()
-        return RandomPolicy.of(rules) if name == "random" else frozen(name)
-
     numbers = jnp.asarray([others.index(name) if name in others else 0 for name in names])
-    return Teams(of_team, TeamPolicy(tuple(build(name) for name in others), numbers))
+    return Teams(of_team, TeamPolicy(tuple(policy_named(name, rules, frozen) for name in others), numbers))
+
+
+def policy_named(name: str, rules: AbstractRules, frozen: Callable[[str], AbstractPolicy]) -> AbstractPolicy:
+    """Return the policy that does not learn of that name, which may be a run folder's."""
+    if name == "scripted":
+        return rules.scripted_policy()
+    return RandomPolicy.of(rules) if name == "random" else frozen(name)

@@ -124,6 +124,37 @@ class Steer(Probe):
         return -jnp.square(action[:, 0] - world.fields["secret"]), nobody(world), None
 
 
+class Rote(Probe):
+    """Nothing pays; the scripted policy says yes in every other step, from the first on, which is what scores."""
+
+    def act(self, world, action, key):
+        entities, fields, outcome = super().act(world, action, key)
+        right = (action[0] == 1) == (world.step % 2 == 0)
+        return entities, fields | {"score": fields["score"] + right}, outcome
+
+    def play(self, world, action):
+        return jnp.zeros(1), nobody(world), None
+
+    def row(self, world):
+        return jax.nn.one_hot(world.step[None], 5)
+
+    def scripted_policy(self):
+        return Alternating()
+
+
+class Alternating(AbstractPolicy):
+    """What it said last is what it remembers."""
+
+    def start(self, n_slots):
+        return jnp.zeros(n_slots, jnp.int32)
+
+    def act(self, world, observation, memory, key):
+        return 1 - memory, 1 - memory
+
+    def __call__(self, world, observation, key):
+        return jnp.ones_like(world.entities.kind)
+
+
 class Lock(Probe):
     """Two choices at once, of two and three options; a number is shown, and both right pays 1."""
 

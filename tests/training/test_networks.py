@@ -162,6 +162,18 @@ def test_commands_have_the_density_of_a_squashed_normal():
     assert float(np.asarray(entropy)[0, 0]) == pytest.approx(integral, abs=0.01)
 
 
+def test_surprise_at_the_command_of_another():
+    parameters = jnp.asarray([[0.5, 0.2]] * 2)
+    surprise = TanhNormal(1).surprise(parameters, jnp.ones((2, 1), bool), jnp.asarray([[0.1], [-3.0]]))
+    commands = np.asarray([0.1, -0.97])
+    density = scipy.stats.norm.pdf(np.arctanh(commands), 0.5, np.exp(0.2 - 0.5)) / (1 - commands**2)
+    np.testing.assert_allclose(surprise, -np.log(density), rtol=1e-5)
+    # Cross entropy; what the mask forbids cannot be learned.
+    logits, mask = jnp.asarray([[1.0, 0.0, 2.0]] * 3), jnp.asarray([[True, True, False]] * 3)
+    surprise = Categorical((3,)).surprise(logits, mask, jnp.asarray([0, 1, 2]))
+    np.testing.assert_allclose(surprise, [np.log1p(np.exp(-1)), np.log1p(np.exp(1)), 0.0], rtol=1e-5)
+
+
 def test_choices_are_drawn_by_their_masked_probabilities():
     family = Categorical((2, 3))
     logits = jnp.asarray(np.tile(np.float32([0.0, 1.0, 0.0, 2.0, 5.0]), (4000, 1)))

@@ -83,6 +83,18 @@ def test_builders_are_credited_for_whom_they_build(learn, share, low, high):
     assert low < score(learn("Foundry", {"credit.spawn": share, "discount": 0.5})) < high
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", pytest.param("impala", marks=pytest.mark.slow)])
+def test_a_teacher_is_imitated_until_it_stops(learn, algorithm):
+    # An odd number of steps: what the teacher remembers of the last episode would turn it round.
+    settings = {"teacher.policy": "scripted", "teacher.until": 0.5, "entropy_weight": 0.0, "algorithm": algorithm}
+    rows = learn("Rote", settings | {"steps": 20 * 32 * 8}, 20, steps=5)
+    assert score(rows) > 4.8
+    errors = [float(m["imitation"]) for m in rows]
+    assert errors[0] > 0.3
+    assert errors[9] < 0.1
+    assert errors[10:] == [0.0] * 10
+
+
 def test_the_weight_of_the_own_reward_rises_where_the_rest_is_noise(learn):
     rows = learn("Bandits", {"credit.learn_own_weight": True, "credit.own_weight": 0.5, "learning_rate": 1e-3}, 15)
     assert float(rows[-1]["own_weight"]) > 0.65

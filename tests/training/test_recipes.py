@@ -62,6 +62,8 @@ def test_attention_reads_the_sets_that_rules_name():
         ({"credit__learn_own_weight": True}, "start it between 0 and 1"),
         ({"anneal": ["colour"]}, "anneal"),
         ({"clip": 0.0}, 'only algorithm = "impala"'),
+        ({"teacher__policy": "nobody/here"}, "training.teacher.policy: 'nobody/here': neither \"scripted\" nor"),
+        ({"teacher__policy": "scripted", "teacher__until": 0.0}, "teacher.until"),
     ],
 )
 def test_impossible_settings_stop_before_anything_compiles(setting, message):
