@@ -47,7 +47,7 @@ class Pursuit(AbstractRules):
     World: a box with walls that stop, or with opposite sides joined; discs that bodies cannot enter, with gaps that any
         body can pass. Bodies do not hinder each other.
     Catch: after the move, prey is caught when the strengths of the predators that have it within their `catch` add up
-        to its own strength: one hunter or two scouts with the shipped numbers.
+        to its own strength: two hunters, a hunter and two scouts, or four scouts with the shipped numbers.
     Observation, for each entity: own velocity, place in the box, way to the nearest obstacle, time left; and of the
         nearest foes and mates that it sees: way, relative velocity, whether there is one, strength; of mates the way to
         the nearest foe that they see, as they tell it, and whether they see one. Who was born in a step sees others

@@ -13,10 +13,11 @@ from swarm.errors import ConfigError
 from swarm.scenario import AbstractPolicy
 
 SMALL = {"world.size": [24.0, 24.0], "world.obstacles": 5, "world.obstacle_radius": [1.0, 2.0], "world.raster": [6, 6]}
+# Prey that one hunter takes, so that there are catches enough.
+SMALL |= {"population.prey.strength": 2.0, "reward.assist": 4.0, "reward.tag": 0.0}
 CASES = {
-    "walled": SMALL,
-    "periodic": SMALL
-    | {"world.edge": "periodic", "world.prey": "acting", "world.respawn": True, "world.control": "continuous"},
+    "walled": SMALL | {"world.respawn": False},
+    "periodic": SMALL | {"world.edge": "periodic", "world.prey": "acting", "world.control": "continuous"},
 }
 N_STEPS, N_WORLDS = 150, 4
 
@@ -144,6 +145,21 @@ def test_catches_and_rewards_are_those_of_a_loop_over_pairs(walled_history):
                     n_caught += 1
             np.testing.assert_allclose(now.reward, expected, atol=1e-5)
     assert n_caught > 5
+
+
+def test_each_prey_within_reach_pays_a_tag(walled, walled_history):
+    tagging = eqx.tree_at(lambda s: s.rules.reward["tag"], walled, jnp.float32(0.5))
+    world, timestep = history_of(tagging, walled.rules.scripted_policy())[1]
+    e, untagged = jax.device_get(world.entities), np.asarray(walled_history[1][1].reward)
+    np.testing.assert_array_equal(e.position, walled_history[1][0].entities.position)
+    far = np.linalg.norm(e.position[..., None, :, :].astype(float) - e.position[..., None, :], axis=-1)
+    reach = np.asarray(walled.rules.table["catch"])[e.kind][..., None]
+    # Caught or not: who dies in the step lived when it began.
+    prey = (np.asarray(timestep.valid) & (e.kind == PREY))[..., None, :]
+    predator = np.asarray(timestep.valid) & (e.kind != PREY)
+    tags = np.where(predator, ((far < reach) & prey).sum(axis=-1), 0)[:, 1:]
+    np.testing.assert_allclose((np.asarray(timestep.reward) - untagged)[:, 1:], 0.5 * tags, atol=1e-4)
+    assert tags.sum() > 50
 
 
 def test_every_catch_is_paid_once_and_kills_once(played):

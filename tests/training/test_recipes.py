@@ -9,7 +9,7 @@ from training.config import load_training, recipe_names
 
 DRONES = ("crossing", "delivery", "patrol", "vasarhelyi")
 # Other numbers for rules that stand here by themselves.
-VARIANTS = ("legion", "pack", "skirmish", "vicsek")
+VARIANTS = ("legion", "skirmish", "vicsek")
 
 
 def build(scenario, **settings):
