@@ -21,7 +21,7 @@ from swarm.vectors import norm
 
 N_BLOCKS = 4
 N_OWN = 17 + 2 * N_BLOCKS**2
-N_OF_PARCEL, N_OF_OTHER = 9, 7
+N_OF_PARCEL, N_OF_OTHER = 9, 9
 
 
 class Fields(eqx.Module):
@@ -57,10 +57,10 @@ class Delivery(AbstractRules):
     Picking up: a drone without a parcel that is slower than `slow` within `reach` of a place gets the oldest that waits
         there; of several drones the one of the lowest slot. It brings it by being slow within reach of the destination.
     Crash: whose battery is empty, who touches another drone, or leaves the field. Who crashes is lost with its parcel.
-    Observation, for each drone: own velocity, place, battery, way to the depot, what that would leave of the
-        battery, time left; its parcel's mass, value, age and way; the parcels that wait, and the drones, in each of 4 x
-        4 blocks of the field; of the nearest waiting parcels: way there, way on from there, mass, value, age; of the
-        nearest others in sight: way, relative velocity, and what they carry. No maps.
+    Observation, for each drone: own velocity, place, battery, way to its berth at the depot, what the way back would
+        leave of the battery, time left; its parcel's mass, value, age and way; the parcels that wait, and the drones,
+        in each of 4 x 4 blocks of the field; of the nearest waiting parcels: way there, way on from there, mass, value,
+        age; of the nearest others in sight: way, closeness, relative velocity, and what they carry. No maps.
     Reward: `delivered` times the value paid; `picked` and `carried` times the full value, when it is picked up and for
         the way that it is carried; minus `energy` per full battery drawn, and as much again when it is charged; minus
         `crash`, of which a share is due in advance as the battery runs low (`Level.crash_price`).
@@ -286,7 +286,7 @@ class Delivery(AbstractRules):
             velocity / level.flying.speed,
             2.0 * place / level.size[None] - 1.0,
             jnp.where(alive, entities.stores, 0.0) / level.battery.capacity[entities.row][:, None],
-            polar(fields.places[:1] - place, side),
+            polar(fields.places[:1] + self.berths - place, side),
             level.spare(entities, fields.places[0])[:, None],
             jnp.broadcast_to(1.0 - world.step / self.steps, (self.n_slots, 1)),
             loaded,
@@ -333,7 +333,8 @@ class Delivery(AbstractRules):
         moves = jnp.where(valid, near.gather(velocity) - velocity[:, None], 0.0) / self.level.flying.speed
         loaded = (fields.load >= 0).astype(jnp.float32)
         load = jnp.stack([loaded, picked(fields.parcels.mass, fields.load) / self.orders.mass[1]], axis=1)
-        rows = [near.displacement[..., :2] / self.search.radius, moves, near.gather(load), valid.astype(jnp.float32)]
+        ways = [near.displacement[..., :2] / self.search.radius, self.level.closeness(near)]
+        rows = [*ways, moves, near.gather(load), valid.astype(jnp.float32)]
         return jnp.concatenate(rows, axis=2).reshape(self.n_slots, -1)
 
     def metrics(self, world: World) -> dict[str, Float[Array, ""]]:

@@ -133,6 +133,11 @@ class Level(eqx.Module):
         outside = jnp.any((level < self.radius) | (level > self.size[None] - self.radius), axis=1)
         return outside | (place[:, 2] < self.radius) | (near.valid[:, 0] & (near.distance[:, 0] < 2.0 * self.radius))
 
+    def closeness(self, near: Nearest) -> Float[Array, "n k 2"]:
+        """Towards each of the nearest others, as long as it is close: 1 where bodies touch, 0 with a metre of room."""
+        close = jnp.clip(1.0 - (near.distance - 2.0 * self.radius), 0.0, 1.0)[:, :, None]
+        return jnp.where(near.valid[:, :, None], rounded(close * unit(near.displacement[..., :2])), 0.0)
+
     def way_back(self, entities: Entities, base: Float[Array, " 2"]) -> Float[Array, " n"]:
         """Share of a full battery that the way to the middle of the pad needs, with a third for head winds."""
         way = jnp.where(entities.alive[:, None], entities.position[:, :2] - base[None], 0.0)

@@ -21,7 +21,7 @@ from swarm.search import neighbor_search
 from swarm.space import rounded
 from swarm.vectors import norm
 
-N_FEATURES = 5
+N_FEATURES = 7
 N_BLOCKS = 4
 
 
@@ -66,10 +66,10 @@ class Patrol(AbstractRules):
         answers likewise; links fail, the farther the more often.
     Crash: whose battery is empty, who touches another drone, or leaves the field. Who crashes is lost, with all that it
         has not told.
-    Observation, for each drone: own velocity, place, battery, way to the base, what that would leave of the battery,
-        whether it heard the base, time left, way to the nearest cell that it does not know; what it knows around
-        itself, and in each of 4 x 4 blocks; of the nearest others in range: way, relative velocity, whether there is
-        one. No maps.
+    Observation, for each drone: own velocity, place, battery, way to its berth on the pad, what the way back would
+        leave of the battery, whether it heard the base, time left, way to the nearest cell that it does not know; what
+        it knows around itself, and in each of 4 x 4 blocks; of the nearest others in range: way, closeness, relative
+        velocity, whether there is one. No maps.
     Reward: `seen` times the share of the field that a drone sees before anybody, `told` times the share that the base
         comes to know, in equal parts to all; minus `energy` per full battery drawn, and as much again when it is
         charged; minus `crash`, of which a share is due in advance as the battery runs low (`Level.crash_price`).
@@ -297,7 +297,7 @@ class Patrol(AbstractRules):
             velocity / speed,
             2.0 * place / self.level.size[None] - 1.0,
             jnp.where(alive, entities.stores, 0.0) / self.level.battery.capacity[entities.row][:, None],
-            polar(fields.base[None, :2] - place, side),
+            polar(fields.base[None, :2] + self.berths - place, side),
             self.level.spare(entities, fields.base[:2])[:, None],
             fields.linked[:, None],
             jnp.broadcast_to(1.0 - world.step / self.steps, (n, 1)),
@@ -308,7 +308,8 @@ class Patrol(AbstractRules):
         ]
         moves = jnp.where(near.valid[:, :, None], near.gather(velocity) - velocity[:, None], 0.0)
         valid = near.valid[:, :, None].astype(jnp.float32)
-        others = jnp.concatenate([near.displacement[..., :2] / self.search.radius, moves / speed, valid], axis=2)
+        ways = near.displacement[..., :2] / self.search.radius
+        others = jnp.concatenate([ways, self.level.closeness(near), moves / speed, valid], axis=2)
         return jnp.concatenate([*(x.astype(jnp.float32) for x in own), others.reshape(n, -1)], axis=1)
 
     def nearest_unknown(self, entities: Entities, fields: Fields) -> tuple[Float[Array, "n 2"], Float[Array, " n"]]:

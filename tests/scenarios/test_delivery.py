@@ -127,7 +127,7 @@ def test_a_parcel_draws_what_physics_says_and_the_depot_fills(simulator):
     rules = simulator.rules
     world = placed(simulator, [[4.0, 5.3], [10.0, 10.0]], [(4, 6)], load=[-1, 0])
     after, _ = step(simulator, world, STILL)
-    hover = float(rules.level.hover)
+    hover = float(rules.level.hover[0])
     joules = np.asarray(after.entities.stores[:, 0])
     np.testing.assert_allclose(joules[0], 60.0 + 0.2 * 5.0 * hover, rtol=1e-3)
     np.testing.assert_allclose(joules[2:], 60.0 - 0.2 * hover, rtol=1e-4)

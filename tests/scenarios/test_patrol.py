@@ -70,10 +70,10 @@ def test_flight_draws_what_physics_says_and_the_pad_fills(simulator):
     world = placed(simulator, [[2.0, 2.0], [14.0, 8.0], [8.0, 14.0], [14.0, 14.0]], energy=[20.0] * 4)
     after, _ = step(simulator, world, SURE)
     charge = np.asarray(after.entities.stores[:, 0])
-    np.testing.assert_allclose(charge[1:], 20.0 - 0.2 * float(rules.level.hover), rtol=1e-3)
-    np.testing.assert_allclose(charge[0], 20.0 + 0.2 * 7.0 * float(rules.level.hover), rtol=1e-3)
-    assert full == pytest.approx(16.0 * float(rules.level.hover))
-    assert float(after.fields.spent) == pytest.approx(0.8 * float(rules.level.hover), rel=1e-3)
+    np.testing.assert_allclose(charge[1:], 20.0 - 0.2 * float(rules.level.hover[0]), rtol=1e-3)
+    np.testing.assert_allclose(charge[0], 20.0 + 0.2 * 7.0 * float(rules.level.hover[0]), rtol=1e-3)
+    assert full == pytest.approx(16.0 * float(rules.level.hover[0]))
+    assert float(after.fields.spent) == pytest.approx(0.8 * float(rules.level.hover[0]), rel=1e-3)
 
 
 @pytest.mark.parametrize(

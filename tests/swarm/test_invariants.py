@@ -76,6 +76,8 @@ PURSUIT = {
     "population.scout.initial": 6,
     "population.scout.sight": 8.0,
     "population.hunter.catch": 3.5,
+    "reward.assist": 4.0,
+    "population.prey.strength": 2.0,
     "population.hunter.capacity": 6,
     "population.hunter.initial": 5,
     "population.prey.capacity": 14,

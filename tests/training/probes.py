@@ -221,6 +221,19 @@ class Bandits(Probe):
         return action.astype(jnp.float32), nobody(world), None
 
 
+class Turns(Probe):
+    """Four players who cannot tell each other apart: it pays when one of them says yes; at best in 27 of 64 steps."""
+
+    n_start = 4
+    n_slots = 4
+
+    def play(self, world, action):
+        return jnp.full(4, jnp.where(jnp.sum(action) == 1, 0.25, 0.0)), nobody(world), None
+
+    def row(self, world):
+        return jnp.ones((4, 1))
+
+
 class Duel(Probe):
     """Three teams of one: whoever says yes takes 1 from the next team."""
 

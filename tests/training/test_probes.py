@@ -25,12 +25,18 @@ QUICK = {
 def learn(tmp_path_factory):
     """Train a probe game; returns the metrics of each update."""
 
-    def train(rules, overrides, n_updates=30, steps=4):
+    built = {}
+
+    def learner_of(rules, overrides, steps):
         path = tmp_path_factory.mktemp(rules) / f"{rules.lower()}.toml"
         path.write_text(f'rules = "probes:{rules}"\n[world]\nsteps = {steps}\n[groups]\nlevels = ["player", "team"]\n')
         scenario = load(path, QUICK | {f"training.{key}": value for key, value in overrides.items()})
-        learner = build_learner(scenario, load_training(scenario))
-        learned, actors = learner.init(0)
+        return build_learner(scenario, load_training(scenario))
+
+    def train(rules, overrides, n_updates=30, steps=4, seed=0):
+        case = rules, str(overrides), steps
+        learner = built[case] = built[case] if case in built else learner_of(rules, overrides, steps)
+        learned, actors = learner.init(seed)
         rows = []
         for _ in range(n_updates):
             learned, actors, metrics = learner.update(learned, actors)
@@ -115,3 +121,38 @@ def test_teams_may_learn_apart_and_against_somebody_who_does_not(learn):
     assert float(rows[-1]["agent_steps"]) == 2 * 32 * 8
     episode = rows[-1]["episode"]
     assert float(episode.metrics["return"] / episode.count) == pytest.approx(2.0, abs=0.4)
+
+
+N_PLAYED = 240
+TURNS = {
+    "algorithm": "impala",
+    "clip": 0.0,
+    "credit.grouping": "team",
+    "discount": 0.0,
+    "entropy_weight": 0.0,
+    "epochs": 1,
+    "minibatches": 1,
+    "normalise_advantage": False,
+}
+
+
+# The best is a mixture: the gradient changes its sign on the way, and who acts is late to tell.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lag", "vtrace", "low", "high"),
+    [
+        *((lag, True, 0.4, 0.43) for lag in (0, 1, 4, 16)),
+        *((lag, False, 0.4, 0.43) for lag in (0, 1)),
+        (4, False, 0.0, 0.43),
+        (16, False, 0.0, 0.25),
+    ],
+)
+def test_vtrace_holds_up_under_lag_where_the_uncorrected_learner_does_not(learn, lag, vtrace, low, high):
+    settings = TURNS | {"impala.lag": lag, "impala.vtrace": vtrace}
+    reached = []
+    for seed in range(5):
+        rows = learn("Turns", settings, N_PLAYED, seed=seed)[-40:]
+        done = [m["episode"] for m in rows]
+        reached.append(sum(float(e.metrics["score"]) for e in done) / sum(float(e.count) for e in done) / 4)
+    print(f"lag {lag}, V-trace {vtrace}: {', '.join(f'{x:.3f}' for x in reached)}; at best {4 * 0.25 * 0.75**3:.3f}")
+    assert low < sum(reached) / 5 < high
