@@ -85,6 +85,7 @@ class Level(eqx.Module):
     def charges(self, key: Key[Array, ""], n: int) -> Float[Array, " n"]:
         """Joules at the start, drawn evenly for each."""
         draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(jnp.arange(n))
+        # Who starts has the identities from 0 on.
         capacity = self.battery.capacity[jnp.arange(n) % self.battery.capacity.shape[0]]
         return capacity * (self.first[0] + rounded(draw * (self.first[1] - self.first[0])))
 

@@ -48,7 +48,7 @@ class FactorTable(Table):
 
     Attributes:
         mass: of the mass.
-        inertia: of the moments of inertia, about all axes.
+        inertia: of the moments of inertia, about all axes; an identified attitude loop holds its own already.
         drag: of the drag, at any speed of the rotors.
     """
 

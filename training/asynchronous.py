@@ -25,7 +25,8 @@ from swarm.adapters.host import HostRules
 from swarm.errors import RunError, SwarmError
 from training.host import HostCollector
 from training.impala import IMPALA
-from training.learner import AXIS, AbstractLearner, Learned, put, rollout_key, run_key
+from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
+from training.reductions import AXIS
 from training.rollout import Actors, Experience, collect, start
 
 

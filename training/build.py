@@ -17,8 +17,9 @@ from training.asynchronous import Alternating, Asynchronous
 from training.config import TrainingConfig
 from training.credit import group_by
 from training.impala import IMPALA
-from training.learner import AXIS, AbstractLearner
+from training.learner import AbstractLearner
 from training.mppo import MPPO
+from training.reductions import AXIS
 from training.restore import frozen_policy
 from training.runs import RunFolder
 from training.teams import Teams, assign, policy_named

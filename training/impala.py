@@ -9,9 +9,10 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from training.credit import separate
-from training.learner import AbstractLearner, Groups, Learned, Rows, count, part_of_mean, sum_over_devices
+from training.learner import AbstractLearner, Groups, Learned, Rows
 from training.networks import Minds
 from training.normalise import ValueScale
+from training.reductions import count, part_of_mean, sum_over_devices
 from training.rollout import Experience
 
 

@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -20,9 +19,8 @@ from training.mixing import OwnWeight
 from training.networks import Minds, Network
 from training.normalise import ValueScale
 from training.policy import TeamPolicy
+from training.reductions import AXIS, count, mean_over, over_devices, part_of_mean
 from training.rollout import Actors, EpisodeSums, Experience, Stage, collect, start
-
-AXIS = "world"
 
 
 class Learned(eqx.Module):
@@ -461,32 +459,6 @@ def rollout_key(key: Key[Array, ""], draw: Int[Array, " 3"]) -> Key[Array, ""]:
 def put(tree: PyTree, where: Any) -> PyTree:
     """Move arrays to a device, or spread them; unlike constraints of sharding this works from other devices, too."""
     return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
-
-
-def over_devices(x: Array) -> Array:
-    """Sum over devices."""
-    return jax.lax.psum(x, AXIS)
-
-
-def sum_over_devices(tree: PyTree) -> PyTree:
-    """Sums of many arrays over devices, joined: across processes each array by itself costs a round of messages."""
-    flat, restore = ravel_pytree(tree)
-    return restore(over_devices(flat))
-
-
-def count(mask: Array) -> Float[Array, ""]:
-    """Number of marks on all devices, at least 1."""
-    return jnp.maximum(over_devices(jnp.sum(mask, dtype=jnp.float32)), 1.0)
-
-
-def part_of_mean(x: Float[Array, "*g"], mask: Bool[Array, "*g"], n: Float[Array, ""]) -> Float[Array, ""]:
-    """This device's part of a mean over `n` marks on all devices."""
-    return jnp.sum(jnp.where(mask, x, 0.0)) / n
-
-
-def mean_over(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> Float[Array, " v"]:
-    """Mean over what is marked, on all devices."""
-    return over_devices(jnp.sum(jnp.where(mask, x, 0.0), axis=(0, 1, 2))) / count(mask)
 
 
 def _variance(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> Float[Array, " v"]:

@@ -13,11 +13,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from training.credit import separate
-from training.learner import AbstractLearner, Learned, Rows, count, part_of_mean, run_key, sum_over_devices
+from training.learner import AbstractLearner, Learned, Rows, run_key
 from training.losses import clipped_policy_loss, clipped_value_loss
 from training.mixing import OwnWeight
 from training.networks import Minds
 from training.normalise import ValueScale
+from training.reductions import count, part_of_mean, sum_over_devices
 from training.rollout import Experience
 
 

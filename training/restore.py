@@ -10,10 +10,10 @@ from swarm.errors import RunError
 from swarm.simulator import Simulator
 from training.config import load_training
 from training.credit import GroupBy
-from training.learner import AXIS
 from training.mppo import MPPO
 from training.networks import Minds
 from training.policy import NetworkPolicy
+from training.reductions import AXIS
 from training.runs import Checkpoints, RunFolder
 
 

@@ -9,7 +9,7 @@ import pytest
 from swarm.config import load
 from training.build import build_learner
 from training.config import load_training
-from training.learner import AXIS
+from training.reductions import AXIS
 
 SETTINGS = {
     "training.recipe": "impala",
