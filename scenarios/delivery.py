@@ -49,7 +49,8 @@ class Delivery(AbstractRules):
 
     Who: `drone`; one team. They start around the depot, with batteries more or less full. None is born.
     Actions: two commands in [-1, 1]: velocity east and north, as shares of the highest speed, together at most 1. The
-        drone's own controller follows it and holds the altitude.
+        drone's own controller follows it, as far as that keeps clear of others and of the edge (reciprocal avoidance,
+        van den Berg et al. 2011), and holds the altitude.
     World: a depot and pads, anywhere in the field. Parcels appear there during the episode, each with a destination, a
         mass and a value, which is paid in full up to a deadline, and falls to 0 from there on. Wind, turbulence and
         downwash push. Flight draws on the battery, the more the heavier the parcel, which does not change how a drone
@@ -63,7 +64,7 @@ class Delivery(AbstractRules):
         age; of the nearest others in sight: way, closeness, relative velocity, and what they carry. No maps.
     Reward: `delivered` times the value paid; `picked` and `carried` times the full value, when it is picked up and for
         the way that it is carried; minus `energy` per full battery drawn, and as much again when it is charged; minus
-        `crash`, of which a share is due in advance as the battery runs low (`Level.crash_price`).
+        `crash`.
     End: terminated when no parcel is left to bring or to come, or no drone; truncated after `steps`. Success is the
         share of the value of all parcels that is paid.
     """
@@ -95,7 +96,7 @@ class Delivery(AbstractRules):
     def from_config(cls, config: DeliveryConfig) -> "Delivery":
         """Build the rules from the validated scenario file."""
         world, drone = config.world, config.population.drone
-        level = Level.of(world, drone, config.control, config.air, config.energy)
+        level = Level.of(world, drone, config.control, config.avoidance, config.air, config.energy)
         return cls(
             capacity=drone.capacity,
             initial=drone.initial,
@@ -192,7 +193,7 @@ class Delivery(AbstractRules):
         """Fly, bring, pick up."""
         before, fields, level = world.entities, world.fields, self.level
         found = self.search.find(before.position, before.alive)
-        entities, craft, air = level.fly(before, fields.craft, action, found, world.step, key)
+        entities, craft, air = level.fly(before, fields.craft, action, found, fields.near, world.step, key)
         payload = picked(fields.parcels.mass, fields.load)
         energy, drawn = level.drain(entities, fields.places[0], air.wind, payload)
         entities = eqx.tree_at(lambda e: e.stores, entities, energy[:, None])
@@ -204,7 +205,7 @@ class Delivery(AbstractRules):
         gained = energy - jnp.where(before.alive, before.stores[:, 0], 0.0)
         reward = paid + rounded(self.reward["energy"] * (gained / level.battery.capacity[before.row]))
         reward = reward + self._carried(before, entities, fields)
-        reward = reward - level.crash_price(before, entities, crashed, fields.places[0], self.reward)
+        reward = reward - jnp.where(crashed, self.reward["crash"], 0.0)
         spent = fields.spent + total(drawn + jnp.where(crashed, energy, 0.0))
         new = Fields(craft, fields.places, parcels, load, near, spent)
         return entities, new, Outcome(reward, crashed, None, status=found.status)

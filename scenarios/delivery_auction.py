@@ -1,4 +1,4 @@
-"""The scripted policy of delivery: parcels by auction (Bertsekas 1988), then reciprocal avoidance on the way."""
+"""The scripted policy of delivery: parcels by auction (Bertsekas 1988)."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class Auction(AbstractPolicy):
         goal = jnp.where((won >= 0)[:, None], fields.places[parcels.origin[jnp.maximum(won, 0)]], depot + rules.berths)
         goal = jnp.where(brings[:, None], end, goal)
         wanted = clipped(goal - place, jnp.broadcast_to(level.flying.speed, alive.shape))
-        return level.clear(wanted, entities, fields.near, numbers["margin"], numbers["horizon"])
+        return wanted / level.flying.speed
 
     def _bids(self, world: World, place: Float[Array, "n 2"], charge: Float[Array, " n"]) -> Float[Array, "n m"]:
         """What each parcel is worth to each drone, rewards per second; minus infinity where it cannot be brought."""

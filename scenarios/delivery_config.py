@@ -2,7 +2,7 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, DroneTable, EnergyTable, FieldTable, Positive
+from scenarios.tables import AirTable, Amount, AvoidanceTable, DroneTable, EnergyTable, FieldTable, Positive
 from swarm.config import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
@@ -66,7 +66,6 @@ class RewardTable(Table):
     carried: float
     energy: float = Amount
     crash: float
-    reserve: float = pydantic.Field(ge=0.0, lt=1.0)
 
 
 class AuctionTable(Table):
@@ -77,8 +76,6 @@ class AuctionTable(Table):
     stop: float = Amount
     slip: float = pydantic.Field(ge=0.0, lt=1.0)
     reserve: float = pydantic.Field(ge=0.0, lt=1.0)
-    horizon: float = Positive
-    margin: float = Amount
 
 
 class DeliveryConfig(ScenarioConfig):
@@ -88,6 +85,7 @@ class DeliveryConfig(ScenarioConfig):
     parcels: ParcelsTable
     population: PopulationTable
     control: ControlTable
+    avoidance: AvoidanceTable
     air: AirTable
     energy: EnergyTable
     observation: ObservationTable

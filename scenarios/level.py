@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.flying import Craft, Flying
-from scenarios.tables import AirTable, DroneTable, EnergyTable, FieldTable
+from scenarios.tables import AirTable, AvoidanceTable, DroneTable, EnergyTable, FieldTable
 from swarm.avoidance import avoid, reciprocal, walls
 from swarm.dynamics import Air
 from swarm.dynamics.airframe import load_airframes
@@ -34,6 +34,8 @@ class Level(eqx.Module):
         size: of the field, metres.
         altitude: that all keep, metres.
         radius: of the ball that nobody else may enter, metres.
+        horizon: for which the drones' own controllers keep clear of others, seconds.
+        margin: that they add to the radius, metres.
     """
 
     flying: Flying
@@ -46,10 +48,18 @@ class Level(eqx.Module):
     size: Float[Array, " 2"]
     altitude: Float[Array, ""]
     radius: Float[Array, ""]
+    horizon: Float[Array, ""]
+    margin: Float[Array, ""]
 
     @classmethod
     def of(
-        cls, world: FieldTable, drone: DroneTable, control: ControlTable, air: AirTable, energy: EnergyTable
+        cls,
+        world: FieldTable,
+        drone: DroneTable,
+        control: ControlTable,
+        avoidance: AvoidanceTable,
+        air: AirTable,
+        energy: EnergyTable,
     ) -> "Level":
         """Build it from a scenario file's tables.
 
@@ -70,6 +80,8 @@ class Level(eqx.Module):
             size=jnp.asarray(world.size, jnp.float32),
             altitude=jnp.float32(world.altitude),
             radius=jnp.float32(drone.radius),
+            horizon=jnp.float32(avoidance.horizon),
+            margin=jnp.float32(avoidance.margin),
         )
 
     @property
@@ -95,12 +107,17 @@ class Level(eqx.Module):
         craft: Craft,
         action: Float[Array, "n 2"],
         found: Neighbors,
+        near: Nearest,
         step: Int[Array, ""],
         key: Key[Array, ""],
     ) -> tuple[Entities, Craft, Air]:
-        """Level commands, as shares of the highest speed and together at most 1; and what brings the altitude back."""
+        """Level commands, as shares of the highest speed and together at most 1; and what brings the altitude back.
+
+        The drones' own controllers turn them into the nearest velocities that keep clear of the nearest others.
+        """
         speed = self.flying.speed
-        level = clipped(action * speed, jnp.broadcast_to(speed, action.shape[:1]))
+        wanted = clipped(action * speed, jnp.broadcast_to(speed, action.shape[:1]))
+        level = self._clear(wanted, entities, near)
         height = jnp.where(entities.alive, entities.position[:, 2], self.altitude)
         climb = jnp.clip(2.0 * (self.altitude - height), -0.5, 0.5)
         velocity = jnp.concatenate([level, climb[:, None]], axis=1)
@@ -149,54 +166,17 @@ class Level(eqx.Module):
         charge = jnp.where(entities.alive, entities.stores[:, 0], 0.0) / self.battery.capacity[entities.row]
         return rounded(charge - self.way_back(entities, base))
 
-    def crash_price(
-        self,
-        before: Entities,
-        after: Entities,
-        crashed: Bool[Array, " n"],
-        base: Float[Array, " 2"],
-        reward: dict[str, Float[Array, ""]],
-    ) -> Float[Array, " n"]:
-        """What each pays for a step: `reward["crash"]` for a crash, of which a share is due before, if `reserve` > 0.
-
-        Due is nothing while the battery holds `reserve` (a share of it) more than the way back needs, all when it holds
-        no more than that, and evenly in between; what was paid comes back as the battery fills. That is a potential,
-        which leaves it as it is what is best (Ng, Harada and Russell 1999), but tells of an empty battery in time.
-        """
-
-        def due(entities: Entities) -> Float[Array, " n"]:
-            share = jnp.clip(1.0 - self.spare(entities, base) / jnp.maximum(reward["reserve"], 1e-6), 0.0, 1.0)
-            return jnp.where(entities.alive & (reward["reserve"] > 0), share, 0.0)
-
-        return rounded(reward["crash"] * (jnp.where(crashed, 1.0, due(after)) - due(before)))
-
-    def clear(
-        self,
-        wanted: Float[Array, "n 2"],
-        entities: Entities,
-        near: Nearest,
-        margin: Float[Array, ""],
-        horizon: Float[Array, ""],
-    ) -> Float[Array, "n 2"]:
-        """Actions nearest to wanted velocities that meet neither another drone nor the edge (van den Berg et al. 2011).
-
-        Args:
-            wanted: metres per second.
-            entities: the population.
-            near: the nearest others.
-            margin: added to the radius, because velocities are not followed at once; metres.
-            horizon: seconds without a collision.
-        """
+    def _clear(self, wanted: Float[Array, "n 2"], entities: Entities, near: Nearest) -> Float[Array, "n 2"]:
+        """Velocities nearest to wanted ones that meet neither another drone nor the edge (van den Berg et al. 2011)."""
         alive, dt, speed = entities.alive[:, None], self.flying.time_step, self.flying.speed
         place, velocity = (jnp.where(alive, x[:, :2], 0.0) for x in (entities.position, entities.velocity))
-        room = jnp.concatenate([place, self.size[None] - place], axis=1) - self.radius - margin
+        room = jnp.concatenate([place, self.size[None] - place], axis=1) - self.radius - self.margin
         inward = jnp.concatenate([jnp.eye(2), -jnp.eye(2)])
-        hard = walls(room, jnp.broadcast_to(inward[None], (*room.shape, 2)), horizon, dt)
-        reach = jnp.full(near.distance.shape, 2.0 * (self.radius + margin))
+        hard = walls(room, jnp.broadcast_to(inward[None], (*room.shape, 2)), self.horizon, dt)
+        reach = jnp.full(near.distance.shape, 2.0 * (self.radius + self.margin))
         way, others = near.displacement[..., :2], near.gather(velocity)
-        soft = reciprocal(velocity, way, others, near.valid, reach, horizon, dt)
-        found = avoid(wanted, jnp.broadcast_to(speed, alive.shape[:1]), hard, soft)
-        return jnp.clip(found / speed, -1.0, 1.0)
+        soft = reciprocal(velocity, way, others, near.valid, reach, self.horizon, dt)
+        return avoid(wanted, jnp.broadcast_to(speed, alive.shape[:1]), hard, soft)
 
 
 def polar(way: Float[Array, "*v 2"], side: Float[Array, ""]) -> Float[Array, "*v 3"]:

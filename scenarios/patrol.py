@@ -59,7 +59,8 @@ class Patrol(AbstractRules):
     Who: `drone`; one team. They start above the pad of their base, which stands anywhere in the field, with batteries
         more or less full. None is born.
     Actions: two commands in [-1, 1]: velocity east and north, as shares of the highest speed, together at most 1. The
-        drone's own controller follows it and holds the altitude.
+        drone's own controller follows it, as far as that keeps clear of others and of the edge (reciprocal avoidance,
+        van den Berg et al. 2011), and holds the altitude.
     World: a field of cells. A drone sees the cells within its `footprint`. Wind and turbulence push. Flight draws on
         the battery; above the pad it is charged.
     Radio: in each step a drone tells all that it knows to be seen to those within `range`, and to the base, which
@@ -72,7 +73,7 @@ class Patrol(AbstractRules):
         velocity, whether there is one. No maps.
     Reward: `seen` times the share of the field that a drone sees before anybody, `told` times the share that the base
         comes to know, in equal parts to all; minus `energy` per full battery drawn, and as much again when it is
-        charged; minus `crash`, of which a share is due in advance as the battery runs low (`Level.crash_price`).
+        charged; minus `crash`.
     End: terminated when the base knows all, or no drone is left; truncated after `steps`. Success is the share of the
         field that the base knows.
     """
@@ -102,7 +103,7 @@ class Patrol(AbstractRules):
     def from_config(cls, config: PatrolConfig) -> "Patrol":
         """Build the rules from the validated scenario file."""
         world, drone = config.world, config.population.drone
-        level = Level.of(world, drone, config.control, config.air, config.energy)
+        level = Level.of(world, drone, config.control, config.avoidance, config.air, config.energy)
         return cls(
             capacity=drone.capacity,
             initial=drone.initial,
@@ -206,7 +207,7 @@ class Patrol(AbstractRules):
         before, fields = world.entities, world.fields
         air_key, link_key, base_key = jax.random.split(key, 3)
         found = self.search.find(before.position, before.alive)
-        entities, craft, air = self.level.fly(before, fields.craft, action, found, world.step, air_key)
+        entities, craft, air = self.level.fly(before, fields.craft, action, found, fields.near, world.step, air_key)
         energy, drawn = self.level.drain(entities, fields.base[:2], air.wind, jnp.zeros(self.n_slots))
         entities = eqx.tree_at(lambda e: e.stores, entities, energy[:, None])
         found = self.search.find(entities.position, entities.alive)
@@ -222,7 +223,7 @@ class Patrol(AbstractRules):
         known = known | (told[None] & linked[:, None, None])
         gained = energy - jnp.where(before.alive, before.stores[:, 0], 0.0)
         reward = self._reward(before, first, told & ~fields.told, gained)
-        reward = reward - self.level.crash_price(before, entities, crashed, fields.base[:2], self.reward)
+        reward = reward - jnp.where(crashed, self.reward["crash"], 0.0)
         spent = drawn + jnp.where(crashed, energy, 0.0)
         new = Fields(
             craft=craft,

@@ -2,7 +2,7 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, DroneTable, EnergyTable, FieldTable, Positive
+from scenarios.tables import AirTable, Amount, AvoidanceTable, DroneTable, EnergyTable, FieldTable, Positive
 from swarm.config import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
@@ -61,7 +61,6 @@ class RewardTable(Table):
     told: float
     energy: float = Amount
     crash: float
-    reserve: float = pydantic.Field(ge=0.0, lt=1.0)
 
 
 class FrontierTable(Table):
@@ -71,8 +70,6 @@ class FrontierTable(Table):
     full: float = pydantic.Field(gt=0.0, le=1.0)
     spread: float = Amount
     crowd: float = Amount
-    horizon: float = Positive
-    margin: float = Amount
 
 
 class PatrolConfig(ScenarioConfig):
@@ -81,6 +78,7 @@ class PatrolConfig(ScenarioConfig):
     world: WorldTable
     population: PopulationTable
     control: ControlTable
+    avoidance: AvoidanceTable
     air: AirTable
     energy: EnergyTable
     radio: RadioTable

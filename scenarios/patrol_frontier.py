@@ -20,8 +20,6 @@ class Homing(eqx.Module):
 class Frontier(AbstractPolicy):
     """Each flies to the nearest cell that it does not know; those near the goals of drones before it count as farther.
 
-    On the way it avoids others reciprocally (van den Berg et al. 2011).
-
     It turns back when the battery holds what the way to the pad needs and a reserve, or when it knows all, and leaves
     the pad when it is full.
     """
@@ -48,7 +46,7 @@ class Frontier(AbstractPolicy):
         home = alive & ((charge < need) | knows_all | (memory.home & (charge < numbers["full"])))
         frontier = self._goals(place, fields.known, alive & ~home) - place
         wanted = clipped(jnp.where(home[:, None], back, frontier), jnp.broadcast_to(speed, alive.shape))
-        return level.clear(wanted, entities, fields.near, numbers["margin"], numbers["horizon"]), Homing(home)
+        return wanted / speed, Homing(home)
 
     def _goals(
         self, place: Float[Array, "n 2"], known: Bool[Array, "n h w"], searching: Bool[Array, " n"]

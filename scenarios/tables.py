@@ -107,6 +107,18 @@ class AirTable(Table):
     downwash: str = ""
 
 
+class AvoidanceTable(Table):
+    """Table `avoidance`: how a drone's own controller keeps clear of others, whatever it is told.
+
+    Attributes:
+        horizon: seconds without a collision.
+        margin: added to the radius, because velocities are not followed at once; metres.
+    """
+
+    horizon: float = Positive
+    margin: float = Amount
+
+
 class EnergyTable(Table):
     """Table `energy`; what the airframe does not say of its power (`swarm.energy.PowerTable`), and the battery.
 

@@ -146,7 +146,7 @@ def test_flights_take_the_time_and_energy_that_bids_count_on_in_wind(simulator, 
     rules = make("delivery", {"air.wind": [3.0, 0.0]}).rules
     eddies = lambda s: s.rules.level.flying.weather.turbulence.speed  # noqa: E731
     windy = eqx.tree_at(eddies, eqx.tree_at(lambda s: s.rules, simulator, rules), jnp.float32(0.0))
-    world = placed(simulator, [[10.0, 10.0]])
+    world = placed(simulator, [[10.0 - 4.0 * course[0], 14.0 - 4.0 * course[1]]])
     begun, start = None, None
     for number in range(20):
         world, _ = step(windy, world, STILL.at[0].set(jnp.asarray(course)))
