@@ -115,8 +115,9 @@ def test_drones_know_what_the_way_back_would_leave_of_the_battery(simulator):
     np.testing.assert_allclose(spare[3], 0.8 - 7.0 / 1.5 / 16.0 * 1.3, rtol=1e-5)
 
 
-def test_the_scripted_policy_covers_more_than_chance_and_loses_nobody():
-    simulator = make("patrol", {"world.size": [10.0, 10.0], "world.cells": [8, 8], "world.steps": 100})
+def test_the_scripted_policy_covers_more_than_chance_and_with_a_reserve_loses_nobody():
+    small = {"world.size": [10.0, 10.0], "world.cells": [8, 8], "world.steps": 100, "frontier.reserve": 0.15}
+    simulator = make("patrol", small)
 
     @eqx.filter_jit
     def fly(simulator, policy, keys):
