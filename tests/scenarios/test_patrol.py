@@ -116,15 +116,15 @@ def test_drones_know_what_the_way_back_would_leave_of_the_battery(simulator):
 
 
 def test_the_scripted_policy_covers_more_than_chance_and_with_a_reserve_loses_nobody():
-    # The program of the other tests with other numbers: a smaller field, and cells as much smaller.
-    simulator = make("patrol", {**CALM, "world.size": [10.0, 10.0], "frontier.reserve": 0.15})
+    # The program of the other tests, for whole episodes; chance crashes nobody but those whose battery is empty.
+    simulator = make("patrol", CALM | {"frontier.reserve": 0.15})
 
     def fly(policy):
         act, ends = eqx.filter_jit(policy.act), []
         for number in range(3):
             world, timestep = reset(simulator, jax.random.key(number))
             memory = policy.start(world.entities.n_slots)
-            for _ in range(100):
+            for _ in range(200):
                 key = jax.random.fold_in(world.key, world.step)
                 action, memory = act(world, timestep.observation, memory, key)
                 world, timestep = step(simulator, world, action)
@@ -133,8 +133,8 @@ def test_the_scripted_policy_covers_more_than_chance_and_with_a_reserve_loses_no
 
     frontier, chance = fly(simulator.rules.scripted_policy()), fly(RandomPolicy(2))
     assert frontier["lost"] == 0
-    assert frontier["told"] > 0.5
-    assert frontier["told"] > 2 * chance["told"]
+    assert frontier["told"] > 0.6
+    assert frontier["told"] > 2.5 * chance["told"]
 
 
 @pytest.mark.parametrize(
