@@ -269,8 +269,9 @@ class Spread(AbstractRules):
         chosen = jnp.sort(jax.lax.top_k(-distance, n_landmarks)[1], axis=1)
         to_landmark = jnp.take_along_axis(to_landmark, chosen[:, :, None], axis=1)
         nearest = AllPairs(self.space, jnp.float32(jnp.inf)).find(entities.position, entities.alive).nearest(n_others)
-        by_number = jnp.argsort(jnp.where(nearest.valid, nearest.index, self.n_slots), axis=1)
-        to_other = jnp.take_along_axis(nearest.displacement, by_number[:, :, None], axis=1)
+        uid = jnp.where(nearest.valid, nearest.gather(entities.uid), jnp.iinfo(jnp.int32).max)
+        by_identity = jnp.argsort(uid, axis=1)
+        to_other = jnp.take_along_axis(nearest.displacement, by_identity[:, :, None], axis=1)
         ways = jnp.concatenate([to_landmark, to_other, jnp.zeros_like(to_other)], axis=1)
         return jnp.concatenate([entities.velocity, entities.position, ways.reshape(self.n_slots, -1)], axis=1)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from swarm.entities import Entities, spawn
 from swarm.grouping import AbstractGrouping
 from swarm.hierarchy import Hierarchy, form, regroup
+from swarm.reproducible import reproducible
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, TimeStep, World
 from swarm.status import Status
 
@@ -35,6 +36,9 @@ class Simulator(eqx.Module):
 
     The order within a step: the rules' `act` (commands, movement, collisions, harvest and the like), deaths, births,
     regrouping, then observation, reward and end flags. A slot freed by a death can serve a birth of the same step.
+
+    What rules compute has the same bits alone and in a batch, and with any number of empty slots
+    (`swarm.reproducible`).
 
     Rules never see a bad action: a command that is NaN or infinite becomes 0, an index beyond the actions the nearest
     one. That of a living entity raises BAD_ACTION.
@@ -65,12 +69,15 @@ class Simulator(eqx.Module):
 
     def reset(self, key: Key[Array, ""]) -> tuple[World, TimeStep]:
         """Start an episode; all of it follows from the key and the actions."""
-        if self.draws is None:
-            return self._reset(key, None)
-        draw = jax.random.randint(jax.random.fold_in(key, _DRAW), (), 0, self.draws.n)
-        return self._drawn(draw)._reset(key, draw)
+        return reproducible(self._reset)(key)
 
-    def _reset(self, key: Key[Array, ""], draw: Int[Array, ""] | None) -> tuple[World, TimeStep]:
+    def _reset(self, key: Key[Array, ""]) -> tuple[World, TimeStep]:
+        if self.draws is None:
+            return self._start(key, None)
+        draw = jax.random.randint(jax.random.fold_in(key, _DRAW), (), 0, self.draws.n)
+        return self._drawn(draw)._start(key, draw)
+
+    def _start(self, key: Key[Array, ""], draw: Int[Array, ""] | None) -> tuple[World, TimeStep]:
         map_key, episode_key = jax.random.split(key)
         entities, fields, *raised = self.rules.reset(map_key)
         hierarchy = form(self.levels, self.groupings, entities)
@@ -83,7 +90,7 @@ class Simulator(eqx.Module):
 
     def step(self, world: World, action: Action) -> tuple[World, TimeStep]:
         """Advance a world by one step. Stepping on after the end is allowed; the flags then stay set."""
-        return self.of(world)._step(world, action)
+        return reproducible(self.of(world)._step)(world, action)
 
     def _step(self, world: World, action: Action) -> tuple[World, TimeStep]:
         before = world.entities.alive
@@ -137,10 +144,13 @@ class Simulator(eqx.Module):
 
     def observe(self, world: World) -> Observation:
         """What policies may see of a world."""
-        return self.of(world).rules.observe(world)
+        return reproducible(self.of(world).rules.observe)(world)
 
     def metrics(self, world: World) -> dict[str, Array]:
         """The rules' metrics of a world, with the population and what was refused."""
+        return reproducible(self._metrics)(world)
+
+    def _metrics(self, world: World) -> dict[str, Array]:
         counts = {
             f"n_{name}": jnp.sum(world.entities.is_kind(kind), dtype=jnp.float32)
             for kind, name in enumerate(self.rules.kinds)

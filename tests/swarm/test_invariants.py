@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import on_host, same_bits, same_by_uid, shuffled
+from jax.sharding import Mesh, PartitionSpec
 
 from swarm import RandomPolicy, Simulator, make
+from swarm.config import scenario_names
 from swarm.simulator import reset_ended
 
 pytestmark = pytest.mark.optimised
@@ -189,7 +192,7 @@ def _play(simulator, world, timestep, key):
         world, timestep = carry
         action = _policy(simulator.rules)(world, timestep.observation, step_key)
         carry = simulator.step(world, action)
-        return carry, (*carry, action)
+        return carry, (*carry, action, simulator.metrics(carry[0]))
 
     (world, timestep), history = jax.lax.scan(body, (world, timestep), jax.random.split(key, SEGMENT))
     return world, timestep, history
@@ -210,16 +213,12 @@ RESET_KEYS, PLAY_KEYS = jax.random.split(jax.random.key(11), 3), jax.random.spli
 
 
 def stacked(*histories):
-    return jax.tree.map(lambda *x: np.concatenate([_host(part) for part in x]), *histories)
+    return jax.tree.map(lambda *x: np.concatenate([on_host(part) for part in x]), *histories)
 
 
 def pick(tree, number):
     """One world of a batch, by numpy: each shape would be a program."""
-    return jax.tree.map(lambda x: _host(x)[number], tree)
-
-
-def _host(x):
-    return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+    return jax.tree.map(lambda x: on_host(x)[number], tree)
 
 
 _EPISODES = {}
@@ -240,20 +239,13 @@ def episode(simulator, world_number=0):
     return played[world_number]
 
 
-def same_bits(a, b, where=""):
-    """All leaves equal bit for bit (NaN equals NaN)."""
-    paths = jax.tree_util.tree_leaves_with_path(a)
-    for (path, x), y in zip(paths, jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(_host(x), _host(y), err_msg=f"{where}{jax.tree_util.keystr(path)}")
-
-
 def of_the_living(history):
     """Everything that concerns the living, with dead slots blanked; what concerns the world as it is."""
-    world, timestep, _ = history
-    alive = _host(world.entities.alive)
+    world, timestep, *_ = history
+    alive = on_host(world.entities.alive)
 
     def blank(x):
-        x = _host(x)
+        x = on_host(x)
         return np.where(alive.reshape(*alive.shape, *[1] * (x.ndim - 2)), x, np.zeros((), x.dtype))
 
     per_slot = ("alive", "uid", "kind", "team", "position", "heading", "velocity", "stores")
@@ -271,21 +263,9 @@ def of_the_living(history):
     }
 
 
-def by_uid(history):
-    """Per step: identity to kind, team, position and stores."""
-    world, _, _ = history
-    e = world.entities
-    rows = []
-    for t in range(len(e.alive)):
-        living = np.flatnonzero(e.alive[t])
-        numbers = list(zip(e.kind[t], e.team[t], e.position[t].tolist(), e.stores[t].tolist(), strict=True))
-        rows.append({int(e.uid[t, slot]): numbers[slot] for slot in living})
-    return rows
-
-
 def test_something_happens_in_the_episodes_compared(case):
     # The claims below would be empty without births, deaths and reuse of slots.
-    _, _, (world, timestep, action) = episode(case.simulator)
+    _, _, (world, timestep, action, _) = episode(case.simulator)
     assert len(np.unique(action)) > 3
     assert np.abs(timestep.reward).sum() > 0 or case.has_births
     assert (world.n_overflow == 0).all()
@@ -318,48 +298,85 @@ def test_the_mask_has_a_column_for_each_action_or_command(name, n_controls, cont
     assert timestep.observation.action_mask.shape == (world.entities.n_slots, simulator.rules.n_actions)
 
 
-# These two claims need compilations of their own: each of the broad cases has one of them as a quick test.
+# These claims need compilations of their own: a few cases are quick tests of each.
 
 
-@pytest.mark.parametrize("name", often(BROAD, {"battle", "pursuit"}))
-def test_twice_the_capacity_gives_the_same_trajectories(name):
+@pytest.mark.parametrize("name", often(CASES, set(CASES) - {"outpost, 2 teams", "flocking, cell grid", "spread"}))
+def test_twice_the_capacity_changes_nothing(name):
     _, _, small = episode(built(name).simulator)
     _, _, roomy = episode(built(name).roomy)
     assert roomy[0].entities.alive.shape[1] == 2 * small[0].entities.alive.shape[1]
     assert (roomy[0].n_overflow == 0).all()
-    assert by_uid(small) == by_uid(roomy)
-    # Slots too are the same, so rewards can be compared slot by slot; sums over neighbours may be added up in
-    # another order where there are more slots.
-    n = small[0].entities.alive.shape[1]
-    np.testing.assert_array_equal(small[1].valid, roomy[1].valid[:, :n])
-    assert not roomy[1].valid[:, n:].any()
-    np.testing.assert_allclose(small[1].reward, roomy[1].reward[:, :n], rtol=1e-5, atol=1e-5)
+    same_by_uid(small, roomy)
+
+
+def test_other_slots_change_nothing(case):
+    start, _, history = episode(case.simulator)
+    order = np.random.default_rng(1).permutation(case.simulator.rules.n_slots)
+    now, histories = shuffled(start, order), []
+    for key in jax.random.split(PLAY_KEYS[0], N_STEPS // SEGMENT):
+        *now, segment = play_segment(case.simulator, *now, key)
+        histories.append(segment)
+    same_by_uid(history, stacked(*histories))
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        # Patrol stands for how delivery flies, and crossing for three dimensions.
-        *often([*BROAD, "crossing", "patrol"]),
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("flocking, 3D", "vicsek, 3D", "vasarhelyi", "delivery")
-        ),
-    ],
+    "n_worlds", [pytest.param(b, marks=() if b == 3 else pytest.mark.slow) for b in (1, 2, 3, 8, 32)]
 )
-def test_a_world_alone_is_the_world_in_a_batch(name):
+# Patrol stands for how delivery flies, and crossing for three dimensions.
+@pytest.mark.parametrize("name", often(CASES, RARE | {"flocking, 3D", "spread", "delivery"}))
+def test_a_world_alone_is_the_world_in_a_batch(name, n_worlds):
     simulator = built(name).simulator
-    worlds, timesteps = reset_batch(simulator, RESET_KEYS)
-    keys = jax.vmap(lambda key: jax.random.split(key, N_STEPS // SEGMENT))(PLAY_KEYS)
-    start, segments = (worlds, timesteps), []
-    for segment in range(N_STEPS // SEGMENT):
-        worlds, timesteps, history = play_batch(simulator, worlds, timesteps, keys[:, segment])
-        segments.append(history)
-    batch = stacked(*segments)
-    for number in (0, 2):
-        alone, _, whole = episode(simulator, number)
+    keys = [keys[jnp.arange(n_worlds) % 3] for keys in (RESET_KEYS, PLAY_KEYS)]
+    start, batch = played_together(simulator, *keys, reset_batch, play_batch)
+    for number in {0, n_worlds - 1}:
+        alone, _, whole = episode(simulator, number % 3)
         same_bits(alone, pick(start, number), "reset ")
         same_bits(whole, jax.tree.map(lambda x, i=number: x[:, i], batch))
+
+
+def played_together(simulator, reset_keys, play_keys, reset_batch, play_batch):
+    """The start of a batch, and all that happens in it."""
+    now = start = reset_batch(simulator, reset_keys)
+    keys = jax.vmap(lambda key: jax.random.split(key, N_STEPS // SEGMENT))(play_keys)
+    segments = []
+    for segment in range(N_STEPS // SEGMENT):
+        *now, history = play_batch(simulator, *now, keys[:, segment])
+        segments.append(history)
+    return start, stacked(*segments)
+
+
+@pytest.mark.parametrize("n_devices", [1, 2, 8])
+@pytest.mark.parametrize("name", often(CASES, set(CASES) - {"flocking, cell grid"}))
+def test_any_number_of_devices_gives_the_same_bits(name, n_devices):
+    simulator = built(name).simulator
+    mesh = Mesh(np.array(jax.devices()[:n_devices]), "worlds")
+    all_of, part, later = PartitionSpec(), PartitionSpec("worlds"), PartitionSpec(None, "worlds")
+
+    def shared(function, n_arguments, out):
+        inside = (all_of, *[part] * n_arguments)
+        return eqx.filter_jit(jax.shard_map(function, mesh=mesh, in_specs=inside, out_specs=out, check_vma=False))
+
+    together = shared(lambda s, keys: jax.vmap(s.reset)(keys), 1, part)
+    on = shared(lambda s, *now: jax.vmap(functools.partial(_play, s), out_axes=(0, 0, 1))(*now), 3, (part, part, later))
+    keys = [keys[jnp.arange(8) % 3] for keys in (RESET_KEYS, PLAY_KEYS)]
+    start, batch = played_together(simulator, *keys, together, on)
+    for number in (0, 7):
+        alone, _, whole = episode(simulator, number % 3)
+        same_bits(alone, pick(start, number), "reset ")
+        same_bits(whole, jax.tree.map(lambda x, i=number: x[:, i], batch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", scenario_names())
+def test_a_shipped_world_alone_is_the_world_in_a_batch(name):
+    simulator, keys = make(name), jax.random.split(jax.random.key(3), 8)
+    now, together = reset(simulator, keys[5]), reset_batch(simulator, keys)
+    same_bits(now, pick(together, 5), "reset ")
+    for key in jax.random.split(jax.random.key(4), 7):
+        *now, history = play_segment(simulator, *now, key)
+        *together, batch = play_batch(simulator, *together, jnp.stack([key] * 8))
+        same_bits(history, jax.tree.map(lambda x: x[:, 5], batch))
 
 
 @pytest.mark.parametrize(("number", "integer"), [(np.nan, -7), (np.inf, 123_456), (-1e30, 2**31 - 1)])
@@ -389,7 +406,7 @@ def test_what_dead_slots_hold_influences_nothing(case, number, integer):
 @pytest.mark.parametrize("name", often(BROAD, {"outpost, 2 teams", "flocking, cell grid"}))
 def test_the_same_key_and_actions_replay_the_episode(name):
     simulator = built(name).simulator
-    _, _, (worlds, timesteps, actions) = episode(simulator)
+    _, _, (worlds, timesteps, actions, _) = episode(simulator)
     world, _ = reset(simulator, RESET_KEYS[0])
     for t in range(N_STEPS):
         world, timestep = step(simulator, world, jnp.asarray(actions[t]))
@@ -420,7 +437,7 @@ def short(case, max_steps):
 
 
 def test_an_episode_is_truncated_exactly_at_its_last_step(case):
-    _, _, (_, timestep, _) = episode(short(case, 40))
+    _, _, (_, timestep, *_) = episode(short(case, 40))
     np.testing.assert_array_equal(timestep.world_truncated, np.arange(1, N_STEPS + 1) >= 40)
     assert not timestep.world_terminated.any()
     assert not (timestep.terminated & timestep.truncated).any()
@@ -436,7 +453,7 @@ def test_a_task_that_ends_is_terminated_and_not_truncated(name, max_steps):
     # Depots with water for 3 steps die in step 4; running out of steps in that same step changes nothing.
     simulator = short(case, max_steps)
     simulator = eqx.tree_at(lambda s: s.rules.depot["water"], simulator, jnp.float32(3.0))
-    _, _, (_, timestep, _) = episode(simulator)
+    _, _, (_, timestep, *_) = episode(simulator)
     np.testing.assert_array_equal(timestep.world_terminated, np.arange(1, N_STEPS + 1) >= 4)
     np.testing.assert_array_equal(np.flatnonzero(timestep.world_truncated), [2] if max_steps == 3 else [])
     assert not (timestep.world_terminated & timestep.world_truncated).any()
