@@ -1,5 +1,9 @@
 """The cell grid against all pairs and scipy's cKDTree, over random spaces, crowds and populations."""
 
+import dataclasses
+import functools
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
+from swarm import cell_grid
 from swarm.cell_grid import CellGrid
 from swarm.neighbors import AllPairs, Among
 from swarm.search import SearchTable, neighbor_search
@@ -122,6 +127,70 @@ def test_the_cell_grid_is_scipys_tree(periodic, n_dimensions):
     distance, _ = tree.query(position, k + 1)
     expected = np.where(distance[:, 1:] < radius, distance[:, 1:], 0.0)
     assert (np.abs(nearest.distance - expected) > 1e-5).sum() <= 2
+
+
+def questions(k, among):
+    """Asks for the nearest of all, of those with another label, or of these by lists of their own."""
+
+    def ask(grid, position, alive, values, label):
+        others = Among(label, same=False, n_labels=3)
+        found = grid.find(position, alive, others if among == "apart" else None)
+        return found.nearest(k, others if among == "restricted" else None)
+
+    return ask
+
+
+# Each space, number and question by default, all their combinations where there is time.
+ASKED = [(k, among) for k in (1, 8) for among in ("all", "restricted", "apart")]
+SOME = dict(zip(SPACES, ASKED, strict=True))
+ALL = [
+    pytest.param(name, *asked, marks=[] if SOME[name] == asked else pytest.mark.slow)
+    for name in SPACES
+    for asked in ASKED
+]
+
+
+@pytest.mark.parametrize(("name", "k", "among"), ALL)
+def test_the_nearest_are_the_same_bits_in_parts_in_rounds_and_with_more_room(monkeypatch, name, k, among):
+    """All blocks at once, as on an accelerator, or three at a time; 9 bits for a candidate's number, or 5."""
+    whole = dataclasses.replace(grid_of(SPACES[name]), part=10**6)
+    arguments, ask = population(SPACES[name], 5, crowded=False), questions(k, among)
+    expected = jax.jit(functools.partial(ask, whole))(*arguments)
+    assert (expected.index >= 0).sum() > 10
+    monkeypatch.setattr(cell_grid, "_NUMBER_BITS", 5)
+    monkeypatch.setattr(cell_grid, "_CHUNK", 8)
+    cut = dataclasses.replace(whole, part=3, windows=(64, 64))
+    found = jax.jit(functools.partial(ask, cut))(*arguments)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_crowd_of_which_numbers_take_many_bits_has_the_nearest_of_all_pairs():
+    """Numbers in its lists take 13 bits; the 19 bits beside these would not tell distances apart as finely."""
+    n, k = 500, 8
+    position = jnp.asarray(np.random.default_rng(0).uniform(0, 1.6, (n, 2)), jnp.float32)
+    space = Open(jnp.zeros(2), jnp.full(2, 4.0))
+    grid = CellGrid(space, jnp.float32(2.5), (2, 1), (n, 8 * n))
+    alive = jnp.ones(n, bool)
+    found = jax.jit(lambda p: grid.find(p, alive).nearest(k))(position)
+    expected = jax.jit(lambda p: AllPairs(space, jnp.float32(2.5)).find(p, alive).nearest(k))(position)
+    finest = 2.0**-22 * 2.5**2
+    np.testing.assert_allclose(found.distance**2, expected.distance**2, rtol=0, atol=finest)
+
+
+def test_the_parts_of_an_accelerator_are_compiled_for_it_and_those_of_a_cpu_for_a_cpu():
+    """The loop over parts, by the program that each would run."""
+    n, side = 4000, 40.0
+    grid = neighbor_search(Periodic(jnp.zeros(2), jnp.full(2, side)), 1.0, n)
+    look = jax.jit(lambda p: grid.find(p, jnp.ones(n, bool)).nearest(2).index)
+    traced = look.trace(jnp.zeros((n, 2)))
+
+    def largest(platform):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        return max(int(size) for size in re.findall(r"tensor<32x(\d+)x8xui32>", text))
+
+    assert largest("cpu") <= 192
+    assert largest("cuda") >= n // 8
+    assert n // 8 > 192
 
 
 def test_a_crowd_overflows_the_window_and_says_so():
