@@ -19,16 +19,21 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest, Neighbors, Pair
+from swarm.platforms import by_platform
+from swarm.sorting import NO_KEY, least_keys, sort_cells
 from swarm.space import AbstractSpace, length, root, square_length
 
 # Along the first axis cells are half as wide as along the others, which shortens the lists.
 REACH = 2
 _UNROLL = 4
-# Candidates that a step of the search for the nearest handles at once, and for about how many blocks: what it looks at
-# again and again stays in the cache.
+# Candidates that a step of the search for the nearest handles at once, and for how many blocks. On a CPU what it looks
+# at again and again stays in the cache; an accelerator wants half a million entities to be busy. More would take memory
+# (a kilobyte a block, some times over), and every block waits for the longest list of its part.
 _CHUNK = 32
-_PART = 192
-_NOBODY = np.uint32(0xFFFFFFFF)
+_PARTS = {"cpu": 192, "accelerator": 2**16}
+# Of a key of the nearest: for the squared distance, in units of the squared radius, and for the number of a candidate.
+_DISTANCE_BITS = 23
+_NUMBER_BITS = 9
 
 
 class CellGrid(AbstractNeighborSearch):
@@ -40,6 +45,7 @@ class CellGrid(AbstractNeighborSearch):
         cells: number of cells along each axis; at least a radius wide, half of it along the first axis.
         windows: candidates for which all blocks have room, how many more a quarter of them, and a sixteenth.
         block: entities that share a list of candidates.
+        part: blocks for which the nearest are sought at once; None: what suits the device. It changes no result.
     """
 
     space: AbstractSpace
@@ -47,19 +53,20 @@ class CellGrid(AbstractNeighborSearch):
     cells: tuple[int, ...] = eqx.field(static=True)
     windows: tuple[int, ...] = eqx.field(static=True)
     block: int = eqx.field(static=True, default=8)
+    part: int | None = eqx.field(static=True, default=None)
 
     def find(
         self, position: Float[Array, "n d"], alive: Bool[Array, " n"], among: Among | None = None
     ) -> "CellGridNeighbors":
         """Sort, and list the candidates of each block."""
         n_layers, layer, rest = 1, jnp.zeros(position.shape[0], jnp.int32), among
-        if among is not None and among.n_labels is not None:
+        if among is not None and among.n_labels is not None and among.n_labels * self.n_cells < 2**31:
             n_layers, layer, rest = among.n_labels, among.label, None
             alive = alive & (layer >= 0) & (layer < n_layers)
         across = among is not None and rest is None and not among.same
         layers = list(range(1, n_layers)) if across else [0]
         cell = jnp.where(alive, layer * self.n_cells + self._cell(position), n_layers * self.n_cells)
-        order, sorted_cell = _sort(cell, n_layers * self.n_cells)
+        order, sorted_cell = sort_cells(cell, n_layers * self.n_cells)
         count = jax.ops.segment_sum(jnp.ones_like(cell), cell, n_layers * self.n_cells + 1)[:-1]
         start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count, dtype=jnp.int32)])
         blocks = self._blocks(start, sorted_cell)
@@ -96,10 +103,6 @@ class CellGrid(AbstractNeighborSearch):
         """Rows of cells along the first axis."""
         return self.n_cells // self.cells[0]
 
-    def n_parts(self, n_blocks: int) -> int:
-        """How many parts of the blocks take turns in the search for the nearest."""
-        return -(-n_blocks // _PART)
-
     def _reach(self) -> Float[Array, " d"]:
         """The widest radius for which the cells are right."""
         cells = np.asarray([self.cells[0] / REACH, *self.cells[1:]], np.float32)
@@ -120,7 +123,6 @@ class CellGrid(AbstractNeighborSearch):
         row_start = start[::width]
         n_rows = row_start.shape[0] - 1
         n_blocks = -(-n // size) + n_rows
-        n_blocks += -n_blocks % self.n_parts(n_blocks)
         blocks_before = jnp.cumsum((row_start[1:] - row_start[:-1] + size - 1) // size, dtype=jnp.int32)
         blocks_before = jnp.concatenate([jnp.zeros(1, jnp.int32), blocks_before])
         number = jnp.arange(n_blocks, dtype=jnp.int32)
@@ -230,7 +232,7 @@ def _longest_first(blocks: _Blocks, runs: _Runs) -> tuple[Int[Array, "b m"], Int
     """Members, list lengths and runs of the blocks in descending order of length, and the new place of each block."""
     n_candidates = jnp.sum(runs.length, axis=0, dtype=jnp.int32)
     n_blocks = n_candidates.shape[0]
-    order, _ = _sort(jnp.max(n_candidates) - n_candidates, blocks.number.shape[0])
+    order, _ = sort_cells(jnp.max(n_candidates) - n_candidates, blocks.number.shape[0])
     place = jnp.zeros(n_blocks, jnp.int32).at[order].set(jnp.arange(n_blocks, dtype=jnp.int32))
     return blocks.member[order], n_candidates[order], _Runs(*(x[:, order] for x in runs)), place
 
@@ -324,44 +326,78 @@ class CellGridNeighbors(Neighbors):
         return carry
 
     def nearest(self, k: int, among: Among | None = None) -> Nearest:
-        """Loop over chunks of candidates, part by part of the blocks, and keep the least keys.
+        """Loop over chunks of candidates, for many blocks at once, and keep the least keys.
 
-        Squared distances in 32 - b bits and the candidate's number in the b others make one integer to minimise, which
-        is exact to the rounding of a float at the radius.
+        A key is the squared distance, rounded to 2^-23 of the radius's square (two floats at the radius), beside the
+        number of the candidate. So neither the room for candidates nor the parts that blocks are in change the result.
         """
+        if self.search.part is not None:
+            return self._decode(self._nearest(k, among, self.search.part))
+        return self._decode(by_platform(lambda platform: self._nearest(k, among, _PARTS[platform])))
+
+    def _nearest(self, k: int, among: Among | None, most_blocks: int) -> Int[Array, "n k"]:
+        """Numbers of the nearest among each slot's candidates; -1: none. So many blocks are handled at once."""
         held, n_blocks = jax.lax.stop_gradient(self), self.member.shape[0]
+        n_parts = -(-n_blocks // most_blocks)
         n_listed = jnp.minimum(self.n_candidates, sum(self.search.windows))
         runs = _Runs(*[jnp.moveaxis(x, 1, 0) for x in self.runs])
 
-        def least(blocks: tuple[Array, Array, Array, _Runs]) -> UInt[Array, "k b m"]:
+        def least(blocks: tuple[Array, Array, Array, _Runs]) -> Int[Array, "k b m"]:
             member, own, n_candidates, runs = blocks
             mine = (member, own, n_candidates, _Runs(*[x.T for x in runs]))
-            part = eqx.tree_at(lambda s: (s.member, s.own, s.n_candidates, s.runs), held, mine)
+            return eqx.tree_at(lambda s: (s.member, s.own, s.n_candidates, s.runs), held, mine)._least(k, among)
 
+        def parts(x: Array) -> Array:
+            padded = jnp.pad(x, ((0, -n_blocks % n_parts), *((0, 0),) * (x.ndim - 1)))
+            return padded.reshape(n_parts, -1, *x.shape[1:])
+
+        blocks = jax.tree.map(parts, (self.member, self.own, n_listed, runs))
+        return jnp.moveaxis(jax.lax.map(least, blocks), 1, 3).reshape(-1, k)[self.place]
+
+    def _least(self, k: int, among: Among | None) -> Int[Array, "k b m"]:
+        """Numbers of the nearest candidates of each member; -1: none.
+
+        A key has few bits for a number, so longer lists are read in rounds. In each, those found before it have the
+        numbers from 0 to k, and its own candidates those from k on, so that their order stays.
+        """
+        bits = max(_NUMBER_BITS, (k + _CHUNK - 1).bit_length())
+        per_round = ((1 << bits) - k) // _CHUNK
+        # Lists come in descending order of length.
+        n_chunks = (self.n_candidates[0] + _CHUNK - 1) // _CHUNK
+
+        def look(first: Array | int, found: UInt[Array, "k b m"]) -> tuple[UInt[Array, "k b m"], Int[Array, "k b m"]]:
             def body(i: Array, found: Array) -> Array:
-                return _least(k, jnp.concatenate([found, part._keys(i * _CHUNK, among)]))
+                offset = k - first * _CHUNK
+                return least_keys(k, jnp.concatenate([found, self._keys(i * _CHUNK, offset, bits, among)]))
 
-            # Lists come in descending order of length.
-            n_chunks = (n_candidates[0] + _CHUNK - 1) // _CHUNK
-            return jax.lax.fori_loop(0, n_chunks, body, jnp.full((k, *member.shape), _NOBODY))
+            found = jax.lax.fori_loop(first, jnp.minimum(first + per_round, n_chunks), body, found)
+            return found, (found & np.uint32((1 << bits) - 1)).astype(jnp.int32)
 
-        size = n_blocks // self.search.n_parts(n_blocks)
-        blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (self.member, self.own, n_listed, runs))
-        return self._decode(jnp.moveaxis(jax.lax.map(least, blocks), 1, 3).reshape(-1, k)[self.place])
+        nobody = jnp.full((k, *self.member.shape), NO_KEY)
+        if sum(self.search.windows) <= per_round * _CHUNK:
+            found, place = look(0, nobody)
+            return jnp.where(found == NO_KEY, -1, place - k)
 
-    @property
-    def _bits(self) -> int:
-        """For the number of a candidate."""
-        return max(1, (sum(self.search.windows) - 1).bit_length())
+        def of_round(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            found, number = carry
+            place = jnp.arange(k, dtype=jnp.uint32)[:, None, None]
+            anew = jnp.where(found == NO_KEY, NO_KEY, (found >> bits << bits) | place)
+            found, place = look(i * per_round, anew)
+            before = jnp.take_along_axis(number, jnp.minimum(place, k - 1), axis=0)
+            return found, jnp.where(place < k, before, i * (per_round * _CHUNK) + place - k)
 
-    def _keys(self, first: Int[Array, ""], among: Among | None) -> UInt[Array, "w b m"]:
-        """Distance and number of the next candidates for each member of their blocks."""
+        n_rounds = (n_chunks + per_round - 1) // per_round
+        found, number = jax.lax.fori_loop(0, n_rounds, of_round, (nobody, jnp.zeros(nobody.shape, jnp.int32)))
+        return jnp.where(found == NO_KEY, -1, number)
+
+    def _keys(self, first: Int[Array, ""], offset: Array | int, bits: int, among: Among | None) -> UInt[Array, "w b m"]:
+        """Distance, and number plus an offset, of the next candidates for each member of their blocks."""
         number = first + jnp.arange(_CHUNK, dtype=jnp.int32)
         rank = _Runs(*[x[:, None] for x in self.runs]).rank(number[:, None], self.alive.shape[0])
         labels = [a.label[self.order][rank] for a in (self.among, among) if a is not None]
         row = jnp.stack([column[rank] for column in self.position.T], axis=-1)
         seen = jax.vmap(self._look, in_axes=(0, None))(_Candidate(number, row, labels), among)
-        span = 2.0 ** (32 - self._bits)
+        span = 2.0 ** min(_DISTANCE_BITS, 32 - bits)
         # Below what stands for nobody by more than one.
         largest = np.nextafter(np.float32(span - 1.0), np.float32(0.0))
         rounded = (
@@ -369,11 +405,12 @@ class CellGridNeighbors(Neighbors):
             .astype(jnp.int32)
             .astype(jnp.uint32)
         )
-        return jnp.where(seen.near, (rounded << self._bits) | number.astype(jnp.uint32)[:, None, None], _NOBODY)
+        place = (number + offset).astype(jnp.uint32)[:, None, None]
+        return jnp.where(seen.near, (rounded << bits) | place, NO_KEY)
 
-    def _decode(self, key: UInt[Array, "n k"]) -> Nearest:
-        valid = (key != _NOBODY) & self.alive[:, None]
-        number = jnp.where(valid, key & np.uint32((1 << self._bits) - 1), 0).astype(jnp.int32)
+    def _decode(self, number: Int[Array, "n k"]) -> Nearest:
+        valid = (number >= 0) & self.alive[:, None]
+        number = jnp.where(valid, number, 0)
         block = self.place // self.member.shape[1]
         rank = _Runs(*[x[:, block, None] for x in self.runs]).rank(number, self.alive.shape[0])
         here = jnp.zeros_like(self.position).at[self.order].set(self.position)
@@ -438,39 +475,3 @@ class _Seen(NamedTuple):
     square: Float[Array, "b m"]
     number: Int[Array, ""]
     theirs: Float[Array, "b v"]
-
-
-def _least(k: int, keys: UInt[Array, "w b m"]) -> UInt[Array, "k b m"]:
-    """The k least of different keys in ascending order; the last one possible, which stands for nobody, may recur."""
-
-    def raised(bound: Array, _: None) -> tuple[Array, Array]:
-        """One more than the least key that is not below a bound."""
-        # Those below the bound wrap around, beyond all others. A reduction would be split, and be slower.
-        least = functools.reduce(jnp.minimum, [row - bound for row in keys]) + bound
-        # The old bound goes out: were it the new one, it would be computed twice.
-        return jnp.where(least == _NOBODY, least, least + 1), bound
-
-    last, bounds = jax.lax.scan(raised, jnp.zeros_like(keys[0]), None, length=k)
-    bounds = jnp.concatenate([bounds[1:], last[None]])
-    return jnp.where(bounds == _NOBODY, bounds, bounds - 1)
-
-
-def _sort(cell: Int[Array, " n"], n_cells: int) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
-    """Slots in the order of their cells, then of themselves; and the cells in that order.
-
-    One packed integer sorts five times faster than a pair on CPU; where it has too few bits, the lower half of the
-    cell's number goes first.
-    """
-    n = cell.shape[0]
-    slot_bits = max(1, (n - 1).bit_length())
-    slot, mask = jnp.arange(n, dtype=jnp.uint32), np.uint32((1 << slot_bits) - 1)
-    if slot_bits + n_cells.bit_length() <= 32:
-        packed = jax.lax.sort((cell.astype(jnp.uint32) << slot_bits) | slot, is_stable=False)
-        return (packed & mask).astype(jnp.int32), (packed >> slot_bits).astype(jnp.int32)
-    low_bits = -(-n_cells.bit_length() // 2)
-    low = (cell & ((1 << low_bits) - 1)).astype(jnp.uint32)
-    first = (jax.lax.sort((low << slot_bits) | slot, is_stable=False) & mask).astype(jnp.int32)
-    high = (cell >> low_bits)[first].astype(jnp.uint32)
-    second = (jax.lax.sort((high << slot_bits) | slot, is_stable=False) & mask).astype(jnp.int32)
-    order = first[second]
-    return order, cell[order]

@@ -9,6 +9,7 @@ import pydantic
 
 from swarm.cell_grid import REACH, CellGrid
 from swarm.config import Table
+from swarm.errors import ConfigError
 from swarm.neighbors import AbstractNeighborSearch, AllPairs
 from swarm.space import AbstractSpace
 
@@ -19,6 +20,7 @@ _ALL_PAIRS_BELOW = 192
 _BLOCK = 8
 # Windows are multiples of it.
 _MULTIPLE = 8
+_MOST = 2**31 - 1
 
 
 class SearchTable(Table):
@@ -37,22 +39,46 @@ class SearchTable(Table):
 def neighbor_search(
     space: AbstractSpace, radius: float | int, n_slots: int, table: SearchTable | None = None
 ) -> AbstractNeighborSearch:
-    """Build the search for neighbours nearer than a radius (metres) among `n_slots` entities."""
+    """Build the search for neighbours nearer than a radius (metres) among `n_slots` entities.
+
+    Raises:
+        ConfigError: there are more entities than can be numbered.
+    """
     table = table or SearchTable()
     small = n_slots < _ALL_PAIRS_BELOW or not math.isfinite(radius)
     if table.backend == "all_pairs" or (table.backend == "auto" and small):
         return AllPairs(space, jnp.float32(radius))
     cells = _cells(np.asarray(space.size, float), radius, n_slots)
+    _check_room(cells, n_slots)
     return CellGrid(space, jnp.float32(radius), cells, _windows(cells, n_slots, table.room), _BLOCK)
 
 
 def _cells(size: np.ndarray, radius: float | int, n_slots: int) -> tuple[int, ...]:
     """Cells at least a radius wide (half of it along the first axis), and not many more than entities."""
-    # The margin keeps a pair at the very radius within reach, whatever way its cells were rounded.
-    across = np.maximum(np.floor(size / (1.001 * radius)), 1.0)
-    coarser = max(1.0, (np.prod(across) / max(n_slots, 1)) ** (1.0 / len(size)))
-    across = np.maximum(np.floor(across / coarser), 1.0).astype(int)
+    # The margin keeps a pair at the very radius within reach, whatever way its cells were rounded: a place along a side
+    # is right to some 2^-23 of the side.
+    margin = np.maximum(1e-3, size / radius * 2.0**-22)
+    across = np.maximum(np.floor(size / ((1.0 + margin) * radius)), 1.0)
+    # What an axis of few cells cannot give up, the others must.
+    for _ in size:
+        n_divided = max(1, np.count_nonzero(across > 1.0))
+        coarser = max(1.0, (np.prod(across) / max(n_slots, 1)) ** (1.0 / n_divided))
+        across = np.maximum(np.floor(across / coarser), 1.0)
     return (int(across[0]) * REACH, *(int(n) for n in across[1:]))
+
+
+def _check_room(cells: tuple[int, ...], n_slots: int) -> None:
+    """Whether places in blocks, of which each row of cells has one that is not full, can be numbered.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    n_places = n_slots + _BLOCK * (math.prod(cells[1:]) + 1)
+    if n_places > _MOST:
+        raise ConfigError(
+            f"neighbours of {n_slots} entities: the cell grid would number {n_places} places, and can at most {_MOST} "
+            "(32 bits); lower population.<kind>.capacity"
+        )
 
 
 def _windows(cells: tuple[int, ...], n_slots: int, room: int) -> tuple[int, ...]:

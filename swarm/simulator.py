@@ -11,7 +11,9 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from swarm.entities import Entities, spawn
 from swarm.grouping import AbstractGrouping
 from swarm.hierarchy import Hierarchy, form, regroup
+from swarm.platforms import by_platform
 from swarm.reproducible import reproducible
+from swarm.restart import chunk_size, for_each_marked, rows, with_rows
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, TimeStep, World
 from swarm.status import Status
 
@@ -185,27 +187,29 @@ def visible_status(entities: Entities, hierarchy: Hierarchy) -> Int[Array, ""]:
     return jnp.where(lost, jnp.int32(Status.NON_FINITE), 0) | jnp.where(full, jnp.int32(Status.GROUPS_FULL), 0)
 
 
-def for_each_marked(function: Any, marked: Bool[Array, " b"], carry: PyTree) -> PyTree:
-    """Apply `function(index, carry) -> carry` to each marked index in turn, at a cost that grows with their number.
-
-    For rare events of a batch (the end of an episode): a masked `vmap` would pay for all of them at every step.
-    """
-    order = jnp.nonzero(marked, size=marked.shape[0])[0]
-    n_marked = jnp.sum(marked, dtype=jnp.int32)
-    return jax.lax.fori_loop(0, n_marked, lambda i, carry: function(order[i], carry), carry)
-
-
 def reset_ended(
-    simulator: Simulator, worlds: World, timesteps: TimeStep, keys: Key[Array, " b"]
+    simulator: Simulator, worlds: World, timesteps: TimeStep, keys: Key[Array, " b"], chunk: int | None = None
 ) -> tuple[World, TimeStep]:
     """Start a new episode in the worlds of a batch whose episode is over, and only there.
 
     The end flags, rewards and validity of the step that ended them are kept; observation and world are new.
+
+    Args:
+        simulator: of one world.
+        worlds: the batch.
+        timesteps: their last time steps.
+        keys: of the episodes that may begin.
+        chunk: so many worlds are reset at once; by default what suits the device. It changes no result.
     """
 
-    def restart(index: Array, carry: tuple[World, Any]) -> tuple[World, Any]:
-        world, timestep = simulator.reset(keys[index])
-        return jax.tree.map(lambda old, new: old.at[index].set(new), carry, (world, timestep.observation))
+    def restart(index: Int[Array, " c"], carry: tuple[World, Observation]) -> tuple[World, Observation]:
+        world, timestep = jax.vmap(simulator.reset)(rows(keys, index))
+        return with_rows(carry, index, (world, timestep.observation))
 
-    worlds, observation = for_each_marked(restart, timesteps.ended, (worlds, timesteps.observation))
+    def all_of_them(platform: str) -> tuple[World, Observation]:
+        at_once = chunk_size(carry, platform) if chunk is None else chunk
+        return for_each_marked(restart, timesteps.ended, carry, at_once)
+
+    carry = worlds, timesteps.observation
+    worlds, observation = by_platform(all_of_them) if chunk is None else all_of_them("")
     return worlds, eqx.tree_at(lambda t: t.observation, timesteps, observation)

@@ -123,10 +123,16 @@ class AbstractLearner(eqx.Module):
         """Of the actions."""
         return distribution_of(self.simulator.rules)
 
+    @property
+    def platform(self) -> str:
+        """Of the devices: `cpu`, or another."""
+        return self.mesh.devices.flat[0].platform
+
     def stage(self, minds: Minds, teaching: Bool[Array, ""] | None = None) -> Stage:
         """What acts, and where; the teacher teaches unless told otherwise."""
         teaching = jnp.ones((), bool) if teaching is None else teaching
-        return Stage(self.simulator, self.grouping, minds, self.distribution, self.opponents, self.teacher, teaching)
+        parts = self.simulator, self.grouping, minds, self.distribution, self.opponents, self.teacher, teaching
+        return Stage(*parts, self.platform)
 
     def init(self, seed: int) -> tuple[Learned, Actors]:
         """Return a fresh learner and its worlds, placed on the mesh."""
@@ -228,7 +234,7 @@ class AbstractLearner(eqx.Module):
         Side by side, except on CPU, where one after the other is twice as fast.
         """
         dynamic, static = eqx.partition(learned, eqx.is_array)
-        one_by_one = jax.default_backend() == "cpu"
+        one_by_one = self.platform == "cpu"
         shared, split = PartitionSpec(), PartitionSpec(None, AXIS)
 
         def program(dynamic: PyTree, actors: Actors) -> tuple[PyTree, Actors, dict[str, Any]]:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from swarm.entities import Entities
+from swarm.restart import chunk_size, for_each_marked, rows, with_rows
 from swarm.scenario import AbstractPolicy, Observation, TimeStep, World
-from swarm.simulator import Simulator, for_each_marked
+from swarm.simulator import Simulator
 from training.credit import GroupBy, Membership, People
 from training.distributions import AbstractDistribution, Raw
 from training.networks import Memory, Minds
@@ -130,6 +131,7 @@ class Stage(eqx.Module):
         opponents: acts for the teams that do not learn; None where all learn.
         teacher: what those that learn do is compared with what it would do; None: nobody teaches.
         teaching: whether it does so still.
+        platform: of the devices that step the worlds; it decides how many of them are restarted at once.
     """
 
     simulator: Simulator
@@ -139,6 +141,7 @@ class Stage(eqx.Module):
     opponents: TeamPolicy | None
     teacher: AbstractPolicy | None
     teaching: Bool[Array, ""]
+    platform: str = eqx.field(static=True)
 
     def members(self, world: World, alive: Bool[Array, " n"]) -> tuple[Membership, Int[Array, " n"]]:
         """Who belongs to which group slot, of those that learn; and the number of each one's network."""
@@ -162,14 +165,19 @@ def start(stage: Stage, key: Key[Array, ""], index: Int[Array, " b"]) -> Actors:
     """Start the first episode of each world."""
     zero = jnp.zeros_like(index)
     world, timestep = jax.vmap(stage.simulator.reset)(jax.vmap(lambda i: reset_key(key, i, jnp.int32(0)))(index))
-    n = world.entities.alive.shape[1]
-    memory = jax.vmap(lambda _: Memory.empty(n, stage.minds.width))(index)
-    others = jax.vmap(lambda _: _start_others(stage, n))(index)
+    memory, others = _nothing_yet(stage, world)
     return Actors(world, timestep, index, zero + 1, zero.astype(jnp.float32), memory, others)
 
 
-def _start_others(stage: Stage, n_slots: int) -> PyTree:
-    return tuple(None if policy is None else policy.start(n_slots) for policy in (stage.opponents, stage.teacher))
+def _nothing_yet(stage: Stage, worlds: World) -> tuple[Memory, PyTree]:
+    """What is remembered at the start of some worlds: by the networks, and by those that do not learn."""
+
+    def of(world: World) -> tuple[Memory, PyTree]:
+        n = world.entities.n_slots
+        others = tuple(None if policy is None else policy.start(n) for policy in (stage.opponents, stage.teacher))
+        return Memory.empty(n, stage.minds.width), others
+
+    return jax.vmap(of)(worlds)
 
 
 def collect(
@@ -325,42 +333,50 @@ def _finish(
     identity: Int[Array, "b g"],
     final: tuple[Float[Array, "b g v"], Bool[Array, "b g"]],
 ) -> tuple[Actors, EpisodeSums, tuple[Float[Array, "b g v"], Bool[Array, "b g"]]]:
-    """Bootstrap, tally and restart the worlds whose episode ended, one by one, since they are few at any step."""
+    """Bootstrap, tally and restart the worlds whose episode ended; they are few at most steps, and many at some."""
     ended, truncated = actors.timestep.ended, actors.timestep.world_truncated
+    metrics = {name: jnp.zeros(ended.shape) for name in sums.metrics}
 
-    def finish(i: Array, carry: tuple[Actors, EpisodeSums, Any]) -> tuple[Actors, EpisodeSums, Any]:
-        actors, sums, (final_value, final_valid) = carry
-        world, observation, memory = jax.tree.map(
-            lambda x: x[i], (actors.world, actors.timestep.observation, actors.memory)
+    def finish(i: Int[Array, " c"], carry: tuple[Actors, Any, Any]) -> tuple[Actors, Any, Any]:
+        actors, metrics, final = carry
+        world, observation, memory, cut, before, earned = rows(
+            (actors.world, actors.timestep.observation, actors.memory, truncated, identity, actors.episode_return), i
         )
-        members, mind = stage.members(world, observation.alive)
+        members, mind = jax.vmap(stage.members)(world, observation.alive)
         fresh = memory.uid != world.entities.uid
         _, value, _ = stage.minds.step(observation, mind, members.index, members.n_groups, memory.state, fresh)
+        lives = cut[:, None] & jax.vmap(lambda m: m.any(m.index >= 0))(members)
         # A slot that passed on in the very step of the end has nothing to do with the trajectory before it.
-        lives = truncated[i] & members.any(members.index >= 0) & (members.identity == identity[i])
-        metrics = stage.simulator.metrics(world) | {"return": actors.episode_return[i]}
-        sums = EpisodeSums(
-            sums.count + 1,
-            {name: total + metrics[name] for name, total in sums.metrics.items()},
-            jnp.maximum(sums.status, _status_bits(world.status)),
-        )
-        actors = _restart(stage, reset_base, actors, i)
-        value = jnp.where(lives[:, None], value, 0.0)
-        return actors, sums, (final_value.at[i].set(value), final_valid.at[i].set(lives))
+        lives = lives & (members.identity == before)
+        metrics = with_rows(metrics, i, jax.vmap(stage.simulator.metrics)(world) | {"return": earned})
+        final = with_rows(final, i, (jnp.where(lives[..., None], value, 0.0), lives))
+        return _restart(stage, reset_base, actors, i), metrics, final
 
-    return for_each_marked(finish, ended, (actors, sums, final))
+    status = actors.world.status
+    chunk = chunk_size((actors.world, actors.timestep.observation), stage.platform)
+    actors, metrics, final = for_each_marked(finish, ended, (actors, metrics, final), chunk)
+    return actors, _tally(sums, ended, metrics, status), final
 
 
-def _restart(stage: Stage, reset_base: Key[Array, ""], actors: Actors, i: Int[Array, ""]) -> Actors:
-    """Begin the next episode of a world; nobody remembers the last one."""
+def _tally(
+    sums: EpisodeSums, ended: Bool[Array, " b"], metrics: dict[str, Float[Array, " b"]], status: Int[Array, " b"]
+) -> EpisodeSums:
+    """Add the episodes that ended, in an order that does not depend on how many were restarted at once."""
+    bits = jnp.where(ended[:, None], jax.vmap(_status_bits)(status), 0)
+    return EpisodeSums(
+        sums.count + jnp.sum(ended, dtype=jnp.float32),
+        {name: total + jnp.sum(jnp.where(ended, metrics[name], 0.0)) for name, total in sums.metrics.items()},
+        jnp.maximum(sums.status, jnp.max(bits, axis=0)),
+    )
+
+
+def _restart(stage: Stage, reset_base: Key[Array, ""], actors: Actors, i: Int[Array, " c"]) -> Actors:
+    """Begin the next episode of some worlds; nobody remembers the last one."""
 
     def parts(a: Actors) -> tuple:
         return a.world, a.timestep.observation, a.n_episodes, a.episode_return, a.memory, a.others
 
-    fresh, timestep = stage.simulator.reset(reset_key(reset_base, actors.index[i], actors.n_episodes[i]))
-    n = fresh.entities.n_slots
-    others = _start_others(stage, n)
-    memory = Memory.empty(n, stage.minds.width)
-    new = (fresh, timestep.observation, actors.n_episodes[i] + 1, jnp.float32(0), memory, others)
-    replaced = jax.tree.map(lambda old, x: old.at[i].set(x), parts(actors), new)
-    return eqx.tree_at(parts, actors, replaced, is_leaf=lambda x: x is None)
+    index, n_episodes = rows((actors.index, actors.n_episodes), i)
+    begun, timestep = jax.vmap(lambda j, n: stage.simulator.reset(reset_key(reset_base, j, n)))(index, n_episodes)
+    new = (begun, timestep.observation, n_episodes + 1, jnp.zeros(i.shape), *_nothing_yet(stage, begun))
+    return eqx.tree_at(parts, actors, with_rows(parts(actors), i, new), is_leaf=lambda x: x is None)
