@@ -3,6 +3,10 @@
 Source: J. van den Berg, S. Guy, M. Lin, D. Manocha, "Reciprocal n-body collision avoidance" (ISRR 2011), and its
 library RVO2 (linear programs 2 and 3; in space 3 and 4). The plane and space are one program here: each constraint is a
 half-space, and a problem in d dimensions is solved by those of d - 1 dimensions on the planes of the constraints.
+
+Which constraints bind at the solution is found by loops that end when all are looked at, and has no gradient; the
+velocity is then the point that these determine, in closed form. So forward and reverse mode give the derivative of the
+solution, as the implicit function theorem has it, wherever the same constraints go on binding.
 """
 
 import equinox as eqx
@@ -10,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.space import rounded
+from swarm.space import root, rounded
 from swarm.vectors import clipped, dot, norm, unit
 
 _EPSILON = 1e-5
@@ -38,6 +42,12 @@ class HalfSpaces(eqx.Module):
         """Only some of them."""
         return HalfSpaces(self.normal, self.offset, self.active & mask)
 
+    def chosen(self, number: Int[Array, " c"]) -> "HalfSpaces":
+        """Those of some numbers, in this order; -1: one that does not hold."""
+        there, row = number >= 0, jnp.maximum(number, 0)
+        normal = jnp.where(there[:, None], self.normal[row], 0.0)
+        return HalfSpaces(normal, jnp.where(there, self.offset[row], 0.0), there)
+
     def lack(self, x: Float[Array, " d"]) -> Float[Array, " k"]:
         """By how much a velocity misses each; not above 0 where it does not."""
         return jnp.where(self.active, self.offset - dot(self.normal, x[None]), -jnp.inf)
@@ -63,7 +73,8 @@ def reciprocal(
         horizon: seconds without a collision.
         time_step: seconds until those that overlap shall be apart.
     """
-    own = velocity[:, None]
+    # What the dead hold must not reach gradients.
+    own = jnp.where(valid[:, :, None], velocity[:, None], 0.0)
     relative = jnp.where(valid[:, :, None], own - others, 0.0)
     way = jnp.where(valid[:, :, None], displacement, 1.0)
     square, reach2 = dot(way, way), jnp.square(reach)
@@ -75,8 +86,9 @@ def reciprocal(
     on_ball = ~apart | ((inward < 0) & (jnp.square(inward) > rounded(reach2 * dot(from_ball, from_ball))))
     # Elsewhere the nearest point of its side: the line to it starts on the axis, at `share` of the way. Written so that
     # nothing cancels; what is across the way decides the side.
-    along, area = dot(relative, way) / square, jnp.sqrt(_square_area(way, relative))
-    slope = rounded(reach * area) / (square * jnp.sqrt(jnp.where(apart, square - reach2, 1.0)))
+    square, free = jnp.where(apart, square, 1.0), jnp.sqrt(jnp.where(apart, square - reach2, 1.0))
+    along, area = dot(relative, way) / square, root(_square_area(way, relative))
+    slope = rounded(reach * area) / (square * free)
     across = relative - rounded(along[..., None] * way)
     middle = jnp.where(on_ball, 1.0 / seconds, along + slope)
     outward = jnp.where(on_ball[..., None], from_ball, across - rounded(slope[..., None] * way))
@@ -115,64 +127,102 @@ def avoid(
         soft: constraints of others.
     """
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), hard, soft)
+    # What the others hold must not reach gradients.
+    held = HalfSpaces(
+        jnp.where(both.active[..., None], both.normal, 0.0), jnp.where(both.active, both.offset, 0.0), both.active
+    )
     n_hard = hard.active.shape[1]
-    return jax.vmap(lambda goal, top, spaces: _solve(goal, top, spaces, n_hard))(preferred, speed, both)
+    return jax.vmap(lambda goal, top, spaces: _solve(goal, top, spaces, n_hard))(preferred, speed, held)
+
+
+class _Choice(eqx.Module):
+    """Which constraints a velocity follows from.
+
+    Attributes:
+        worst: number of the constraint that had to be missed by most; -1: none had.
+        binding: numbers of those on whose planes it lies, in the order in which they were met; -1: no more.
+    """
+
+    worst: Int[Array, ""]
+    binding: Int[Array, " d"]
 
 
 def _solve(goal: Float[Array, " d"], speed: Float[Array, ""], spaces: HalfSpaces, n_hard: int) -> Float[Array, " d"]:
-    found, failed = _closest(goal, speed, spaces)
-    number = jnp.arange(spaces.active.shape[0])
+    choice = _search(*jax.lax.stop_gradient((goal, speed, spaces)), n_hard)
+    missed = choice.worst >= 0
+    programs = _relaxed(jnp.maximum(choice.worst, 0), speed, spaces, n_hard), (goal, spaces)
+    goal, spaces = jax.tree.map(lambda a, b: jnp.where(missed, a, b), *programs)
+    return _point(goal, speed, spaces.chosen(choice.binding))
 
-    def relax(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+
+def _search(goal: Float[Array, " d"], speed: Float[Array, ""], spaces: HalfSpaces, n_hard: int) -> _Choice:
+    k = spaces.active.shape[0]
+    found, failed, binding = _closest(goal, speed, spaces)
+
+    def relax(carry: tuple[Array, Array, _Choice, Array]) -> tuple[Array, Array, _Choice, Array]:
         """Miss constraint i by no more than those before it (RVO2's linear program 3, in space 4)."""
-        x, worst, i = carry
+        x, worst, choice, i = carry
         normal, offset, active = spaces[i]
-        lack = offset - dot(normal, x)
-        # Where both are missed alike.
-        between = spaces.normal - normal[None]
-        size = norm(between)
-        tells = (size > _EPSILON) & (number < i) & (number >= n_hard)
-        size = jnp.where(size > _EPSILON, size, 1.0)
-        ridge = HalfSpaces(between / size[:, None], (spaces.offset - offset) / size, spaces.active & tells)
-        rigid = spaces.given(number < n_hard)
-        ways = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rigid, ridge)
-        better, fault = _closest(normal * (_FAR * speed), speed, ways)
-        worse = active & (lack > worst)
-        x = jnp.where(worse & (fault >= ways.active.shape[0]), better, x)
-        return x, jnp.where(worse, offset - dot(normal, x), worst), i + 1
+        worse = active & (offset - dot(normal, x) > worst)
+        towards, ways = _relaxed(i, speed, spaces, n_hard)
+        better, fault, binding = _closest(towards, speed, ways)
+        moved = worse & (fault >= k)
+        x = jnp.where(moved, better, x)
+        choice = jax.tree.map(lambda a, b: jnp.where(moved, a, b), _Choice(i, binding), choice)
+        return x, jnp.where(worse, offset - dot(normal, x), worst), choice, i + 1
 
-    start = found, jnp.zeros_like(speed), jnp.maximum(failed, n_hard)
+    start = found, jnp.zeros_like(speed), _Choice(jnp.int32(-1), binding), jnp.maximum(failed, n_hard)
     # Nothing is done for a batch in which all is allowed.
-    return jax.lax.while_loop(lambda carry: carry[2] < spaces.active.shape[0], relax, start)[0]
+    return jax.lax.while_loop(lambda carry: carry[3] < k, relax, start)[2]
+
+
+def _relaxed(
+    i: Int[Array, ""], speed: Float[Array, ""], spaces: HalfSpaces, n_hard: int
+) -> tuple[Float[Array, " d"], HalfSpaces]:
+    """The goal and the constraints of missing constraint i by as little as those before it."""
+    normal, offset, _ = spaces[i]
+    number = jnp.arange(spaces.active.shape[0])
+    # Where both are missed alike.
+    between = spaces.normal - normal[None]
+    size = norm(between)
+    rigid, tells = number < n_hard, size > _EPSILON
+    size = jnp.where(tells, size, 1.0)
+    ways = HalfSpaces(
+        jnp.where(rigid[:, None], spaces.normal, between / size[:, None]),
+        jnp.where(rigid, spaces.offset, (spaces.offset - offset) / size),
+        spaces.active & (rigid | (tells & (number < i))),
+    )
+    return normal * (_FAR * speed), ways
 
 
 def _closest(
     goal: Float[Array, " d"], radius: Float[Array, ""], spaces: HalfSpaces
-) -> tuple[Float[Array, " d"], Int[Array, ""]]:
+) -> tuple[Float[Array, " d"], Int[Array, ""], Int[Array, " d"]]:
     """The point of a ball about the origin that is nearest to a goal and in all half-spaces, one after the other.
 
     Returns:
-        The point, and the number of the first constraint that those before it leave no room for; k: none.
+        The point; the number of the first constraint that those before it leave no room for, k: none; and those on
+        whose planes the point lies, as `_Choice.binding`.
     """
     k, d = spaces.normal.shape
     if d == 1:
         return _closest_on_line(goal, radius, spaces)
     number = jnp.arange(k)
 
-    def missed(carry: tuple[Array, Array, Array]) -> Bool[Array, " k"]:
-        x, failed, last = carry
+    def missed(carry: tuple[Array, Array, Array, Array]) -> Bool[Array, " k"]:
+        x, failed, last, _ = carry
         return (spaces.lack(x) > 0) & (number > last) & (failed == k)
 
-    def add(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        x, failed, _ = carry
+    def add(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        x, failed, _, binding = carry
         i = jnp.argmax(missed(carry)).astype(jnp.int32)
-        normal, offset, _ = spaces[i]
-        moved, fits = _closest_on_plane(goal, radius, normal, offset, spaces.given(number < i))
-        return jnp.where(fits, moved, x), jnp.where(fits, failed, i), i
+        moved, fits, others = _closest_on_plane(goal, radius, *spaces[i][:2], spaces.given(number < i))
+        binding = jnp.where(fits, jnp.concatenate([i[None], others]), binding)
+        return jnp.where(fits, moved, x), jnp.where(fits, failed, i), i, binding
 
-    start = clipped(goal, radius), jnp.int32(k), jnp.int32(-1)
-    x, failed, _ = jax.lax.while_loop(lambda carry: jnp.any(missed(carry)), add, start)
-    return x, failed
+    start = clipped(goal, radius), jnp.int32(k), jnp.int32(-1), jnp.full(d, -1, jnp.int32)
+    x, failed, _, binding = jax.lax.while_loop(lambda carry: jnp.any(missed(carry)), add, start)
+    return x, failed, binding
 
 
 def _closest_on_plane(
@@ -181,39 +231,79 @@ def _closest_on_plane(
     normal: Float[Array, " d"],
     offset: Float[Array, ""],
     spaces: HalfSpaces,
-) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
-    """The same on a plane, in its own coordinates about the point of it that is nearest to the origin."""
-    origin, axes = offset * normal, _axes(normal)
-    room = jnp.square(radius) - jnp.square(offset)
-
-    def inside(vector: Array) -> Array:
-        return jnp.stack([dot(vector, axis.reshape((1,) * (vector.ndim - 1) + axis.shape)) for axis in axes], axis=-1)
-
-    normals = inside(spaces.normal)
-    size = norm(normals)
-    slanted = size > _EPSILON
-    size = jnp.where(slanted, size, 1.0)
-    offsets = spaces.offset - dot(spaces.normal, origin[None])
-    never = jnp.any(spaces.active & ~slanted & (offsets > _EPSILON))
-    projected = HalfSpaces(normals / size[:, None], offsets / size, spaces.active & slanted)
-    place, failed = _closest(inside(goal - origin), jnp.sqrt(jnp.maximum(room, 0.0)), projected)
-    x = origin
-    for part, axis in zip(place, axes, strict=True):
-        x = x + rounded(part * axis)
-    return x, (room >= 0) & ~never & (failed >= spaces.active.shape[0])
+) -> tuple[Float[Array, " d"], Bool[Array, ""], Int[Array, " e"]]:
+    """The same on a plane, and whether there is such a point."""
+    plane = _Plane(normal, offset, radius)
+    projected, slanted = plane.cut(spaces)
+    never = jnp.any(spaces.active & ~slanted & (spaces.offset - dot(spaces.normal, plane.origin[None]) > _EPSILON))
+    place, failed, binding = _closest(plane.inside(goal - plane.origin), plane.radius, projected)
+    fits = (jnp.abs(offset) <= radius) & ~never & (failed >= spaces.active.shape[0])
+    return plane.outside(place), fits, binding
 
 
 def _closest_on_line(
     goal: Float[Array, " 1"], radius: Float[Array, ""], spaces: HalfSpaces
-) -> tuple[Float[Array, " 1"], Int[Array, ""]]:
+) -> tuple[Float[Array, " 1"], Int[Array, ""], Int[Array, " 1"]]:
     """The same on a line: an interval. Which constraint leaves no room does not matter there."""
-    upward = spaces.normal[:, 0] > 0
-    bound = spaces.offset * jnp.where(upward, 1.0, -1.0)
-    low = jnp.max(jnp.where(spaces.active & upward, bound, -radius), initial=-jnp.inf)
-    high = jnp.min(jnp.where(spaces.active & ~upward, bound, radius), initial=jnp.inf)
-    low, high = jnp.maximum(low, -radius), jnp.minimum(high, radius)
+    upward, bound = spaces.normal[:, 0] > 0, _bound(spaces)
+    lows, highs = jnp.where(upward, bound, -jnp.inf), jnp.where(upward, jnp.inf, bound)
+    lows, highs = (jnp.where(spaces.active, x, y) for x, y in ((lows, -jnp.inf), (highs, jnp.inf)))
+    low, high = jnp.max(lows, initial=-jnp.inf), jnp.min(highs, initial=jnp.inf)
     k = spaces.active.shape[0]
-    return jnp.clip(goal, low, high), jnp.where(low <= high, k, 0).astype(jnp.int32)
+    x = jnp.clip(goal, jnp.maximum(low, -radius), jnp.minimum(high, radius))
+    below, above = (x <= low) & (goal < low), (x >= high) & (goal > high)
+    binding = jnp.full(1, -1) if k == 0 else jnp.where(below, jnp.argmax(lows), jnp.where(above, jnp.argmin(highs), -1))
+    room = jnp.maximum(low, -radius) <= jnp.minimum(high, radius)
+    return x, jnp.where(room, k, 0).astype(jnp.int32), binding.astype(jnp.int32)
+
+
+def _point(goal: Float[Array, " d"], radius: Float[Array, ""], binding: HalfSpaces) -> Float[Array, " d"]:
+    """The point of a ball that is nearest to a goal on the planes of up to d constraints, one after the other."""
+    normal, offset, active = binding[jnp.int32(0)]
+    if goal.shape[0] == 1:
+        return jnp.where(active, _bound(binding), jnp.clip(goal, -radius, radius))
+    plane = _Plane(jnp.where(active, normal, jnp.zeros_like(normal).at[0].set(1.0)), offset, radius)
+    rest, _ = plane.cut(jax.tree.map(lambda x: x[1:], binding))
+    place = plane.outside(_point(plane.inside(goal - plane.origin), plane.radius, rest))
+    return jnp.where(active, place, clipped(goal, radius))
+
+
+def _bound(spaces: HalfSpaces) -> Float[Array, " k"]:
+    """Where the constraints of a line begin or end."""
+    return spaces.offset * jnp.where(spaces.normal[:, 0] > 0, 1.0, -1.0)
+
+
+class _Plane:
+    """A plane normal . x = offset, in its own coordinates about the point of it that is nearest to the origin.
+
+    Attributes:
+        origin: that point.
+        axes: unit vectors along the plane.
+        radius: of the circle in which it cuts a ball about the origin.
+    """
+
+    def __init__(self, normal: Float[Array, " d"], offset: Float[Array, ""], radius: Float[Array, ""]) -> None:
+        self.origin, self.axes = offset * normal, _axes(normal)
+        self.radius = root(jnp.maximum((radius - offset) * (radius + offset), 0.0))
+
+    def inside(self, vector: Float[Array, "*v d"]) -> Float[Array, "*v e"]:
+        """Parts of vectors along the plane."""
+        axes = [axis.reshape((1,) * (vector.ndim - 1) + axis.shape) for axis in self.axes]
+        return jnp.stack([dot(vector, axis) for axis in axes], axis=-1)
+
+    def outside(self, place: Float[Array, " e"]) -> Float[Array, " d"]:
+        """The point of space that is a place on the plane."""
+        parts = [rounded(part * axis) for part, axis in zip(place, self.axes, strict=True)]
+        return sum(parts, start=self.origin)
+
+    def cut(self, spaces: HalfSpaces) -> tuple[HalfSpaces, Bool[Array, " k"]]:
+        """Half-spaces as half-spaces of the plane, and which of them its points can be in or not."""
+        normals = self.inside(spaces.normal)
+        size = norm(normals)
+        slanted = size > _EPSILON
+        size = jnp.where(slanted, size, 1.0)
+        offsets = spaces.offset - dot(spaces.normal, self.origin[None])
+        return HalfSpaces(normals / size[:, None], offsets / size, spaces.active & slanted), slanted
 
 
 def _axes(normal: Float[Array, " d"]) -> list[Float[Array, " d"]]:

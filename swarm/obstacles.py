@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from swarm import rays
 from swarm.neighbors import Neighbors
 from swarm.space import length, rounded
-from swarm.vectors import dot, norm
+from swarm.vectors import dot, norm, unit
 
 
 class AbstractObstacles(eqx.Module):
@@ -25,6 +26,25 @@ class AbstractObstacles(eqx.Module):
     @abc.abstractmethod
     def of_point(self, point: Float[Array, " d"]) -> Float[Array, ""]:
         """Signed distance of one point; metres. Infinite where there are no shapes."""
+
+    def ray(
+        self, start: Float[Array, " d"], way: Float[Array, " d"], reach: Float[Array, ""], n_steps: int = 64
+    ) -> Float[Array, ""]:
+        """Metres along a unit vector to the first place within a solid; 0 from within one.
+
+        In closed form for the shapes of this project; for those that only tell their distance by `swarm.rays.march`,
+        which has a bound of what it may miss, and takes nothing that it passes for a hit.
+
+        Args:
+            start: metres.
+            way: unit vector; 0 asks about the start alone.
+            reach: as far as is looked, metres.
+            n_steps: of a march.
+
+        Returns:
+            Infinite, or beyond the reach, where there is none within it.
+        """
+        return rays.march(self.of_point, start, way, reach, n_steps)
 
     def distance(self, point: Float[Array, "*p d"]) -> Float[Array, "*p"]:
         """Signed distance to the nearest surface, negative inside; metres. Infinite where there are no shapes."""
@@ -89,21 +109,15 @@ def blocked(
 ) -> Bool[Array, "*p"]:
     """Whether the straight line from `start` to `start + way` (metres) passes through an obstacle.
 
-    Sphere tracing (Hart 1996) whose steps are at least a share 1 / n_samples of the line, so that it always gets to the
-    end: a free line is never blocked, and a solid is missed only where the line is within it for less than that share.
-    In a periodic space a line that leaves the box does not enter it again.
+    By `AbstractObstacles.ray`, so that a free line is never blocked; a line that touches a surface is free. In a
+    periodic space a line that leaves the box does not enter it again. `n_samples` is for shapes of your own, whose rays
+    are marched: of those, a solid may be missed that takes less than that share of a line which grazes another one.
     """
-    size = norm(way)
+    d, size = way.shape[-1], norm(way)
     direction = way / jnp.where(size > 0, size, 1.0)[..., None]
-    least = size / n_samples
-
-    def advance(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        gone, hit = carry
-        free = obstacles.distance(start + rounded(gone[..., None] * direction))
-        return (jnp.minimum(gone + jnp.maximum(free, least), size), hit | (free < 0)), None
-
-    begin = jnp.zeros_like(size), jnp.zeros(size.shape, bool)
-    return jax.lax.scan(advance, begin, length=n_samples + 1)[0][1]
+    rows = start.reshape(-1, d), direction.reshape(-1, d), size.reshape(-1)
+    gone = jax.vmap(lambda s, w, reach: obstacles.ray(s, w, reach, n_samples))(*rows).reshape(size.shape)
+    return (gone < size) | ((size == 0) & (gone == 0))
 
 
 def touches(
@@ -149,6 +163,12 @@ class Balls(AbstractObstacles):
         way = point[None] - self.centre
         return _least(_reach(way, _first_axis(way), jnp.zeros_like(self.radius)) - self.radius)
 
+    def ray(
+        self, start: Float[Array, " d"], way: Float[Array, " d"], reach: Float[Array, ""], n_steps: int = 64
+    ) -> Float[Array, ""]:
+        """Closed form."""
+        return _least(rays.to_balls(start, way, self.centre, self.radius))
+
 
 class Boxes(AbstractObstacles):
     """Boxes along the axes, in the plane turned by an angle if there is one.
@@ -165,15 +185,27 @@ class Boxes(AbstractObstacles):
 
     def of_point(self, point: Float[Array, " d"]) -> Float[Array, ""]:
         """Outside the distance to the nearest point of the box, inside to the nearest face (Quilez, 2D SDFs)."""
-        way = point[None] - self.centre
-        if self.angle is not None:
-            cos, sin = jnp.cos(self.angle), jnp.sin(self.angle)
-            way = jnp.stack([cos * way[:, 0] + sin * way[:, 1], cos * way[:, 1] - sin * way[:, 0]], axis=1)
+        way = self._turned(point[None] - self.centre)
         # Not jnp.abs, whose gradient at 0 is 0: the middle of a box needs a way out.
         beyond = jnp.where(way < 0, -way, way) - self.half
         inside = jnp.max(beyond, axis=1)
         outside = norm(jnp.maximum(beyond, 0.0))
         return _least(jnp.where(inside > 0, outside, inside))
+
+    def ray(
+        self, start: Float[Array, " d"], way: Float[Array, " d"], reach: Float[Array, ""], n_steps: int = 64
+    ) -> Float[Array, ""]:
+        """Closed form."""
+        ways = jnp.broadcast_to(way[None], self.centre.shape)
+        return _least(rays.to_boxes(self._turned(start[None] - self.centre), self._turned(ways), self.half))
+
+    def _turned(self, vector: Float[Array, "m d"]) -> Float[Array, "m d"]:
+        """Parts of a vector along the sides of each."""
+        if self.angle is None:
+            return vector
+        cos, sin = jnp.cos(self.angle), jnp.sin(self.angle)
+        x, y = vector[:, 0], vector[:, 1]
+        return jnp.stack([rounded(cos * x) + rounded(sin * y), rounded(cos * y) - rounded(sin * x)], axis=1)
 
 
 class Capsules(AbstractObstacles):
@@ -194,6 +226,12 @@ class Capsules(AbstractObstacles):
         along = self.end - self.start
         # Any direction across the segment will do for a point on it.
         return _least(_from_segment(point, self.start, along, _perpendicular(along)) - self.radius)
+
+    def ray(
+        self, start: Float[Array, " d"], way: Float[Array, " d"], reach: Float[Array, ""], n_steps: int = 64
+    ) -> Float[Array, ""]:
+        """Closed form."""
+        return _least(rays.to_capsules(start, way, self.start, self.end, self.radius))
 
 
 class Polygons(AbstractObstacles):
@@ -218,6 +256,13 @@ class Polygons(AbstractObstacles):
         outward = jnp.where((area > 0) != inside, 1.0, -1.0)[:, None, None] * right
         distance = _least(_from_segment(point, start, along, outward))
         return _least(jnp.where(inside, -distance, distance))
+
+    def ray(
+        self, start: Float[Array, " d"], way: Float[Array, " d"], reach: Float[Array, ""], n_steps: int = 64
+    ) -> Float[Array, ""]:
+        """Closed form."""
+        within = self._inside(start, self.vertices, jnp.roll(self.vertices, -1, axis=1))
+        return _least(rays.to_polygons(start, way, self.vertices, within))
 
     @staticmethod
     def _inside(
@@ -252,6 +297,23 @@ class Extruded(AbstractObstacles):
         corner = length([jnp.where(away, beside, 1.0), jnp.where(away, over, 1.0)])
         return jnp.where(away, corner, jnp.maximum(beside, over))
 
+    def ray(
+        self, start: Float[Array, " d"], way: Float[Array, " d"], reach: Float[Array, ""], n_steps: int = 64
+    ) -> Float[Array, ""]:
+        """Seen from above, that of the base between the heights: a ray that is over it there enters by the roof."""
+        z, level = start[2], norm(way[:2])
+        # Heights out of reach are as good as infinite ones, which have no gradient.
+        low, high = jnp.maximum(self.bottom - z, -2.0 * reach), jnp.minimum(self.top - z, 2.0 * reach)
+        enter, leave = rays.between(way[2], low, high)
+        there = (enter < leave) & (leave > 0) & (enter <= reach)
+        enter = jnp.where(there, jnp.maximum(enter, 0.0), 0.0)
+        room = jnp.where(there, jnp.minimum(leave, reach) - enter, 0.0)
+        level = jnp.where(level > 0, level, 1.0)
+        begin = start[:2] + rounded(enter * way[:2])
+        beside = self.base.ray(begin, unit(way[:2]), room * level, n_steps)
+        met = there & ((beside < room * level) | (beside == 0))
+        return jnp.where(met, enter + jnp.where(met, beside, 0.0) / level, jnp.inf)
+
 
 class Union(AbstractObstacles):
     """Obstacles of several sorts.
@@ -267,6 +329,14 @@ class Union(AbstractObstacles):
         if not self.members:
             return _least(jnp.zeros(0))
         return _least(jnp.stack([member.of_point(point) for member in self.members]))
+
+    def ray(
+        self, start: Float[Array, " d"], way: Float[Array, " d"], reach: Float[Array, ""], n_steps: int = 64
+    ) -> Float[Array, ""]:
+        """The first of all."""
+        if not self.members:
+            return _least(jnp.zeros(0))
+        return _least(jnp.stack([member.ray(start, way, reach, n_steps) for member in self.members]))
 
 
 def _least(values: Float[Array, "*p m"]) -> Float[Array, "*p"]:

@@ -16,6 +16,7 @@ from swarm.dynamics.quaternion import components, joined, turn
 from swarm.errors import ConfigError
 from swarm.neighbors import Nearest, Neighbors
 from swarm.obstacles import AbstractObstacles, blocked
+from swarm.rays import to_balls
 from swarm.space import rounded
 from swarm.vectors import dot
 
@@ -134,14 +135,13 @@ def scan_obstacles(
     alive: Bool[Array, " n"],
     radius: Float[Array, ""],
     n_rays: int,
-    n_iterations: int = 16,
+    n_iterations: int = 64,
+    others: Nearest | None = None,
+    size: Float[Array, " n"] | None = None,
 ) -> Float[Array, "n r"]:
-    """Range along rays to the nearest obstacle, as a share of the radius, by sphere tracing (Hart 1996).
+    """Range along rays in the plane to the nearest obstacle, as a share of the radius.
 
-    Ray s points 2 pi s / n_rays counter-clockwise from the heading: the middle of sector s of `scan_sectors`. Each
-    iteration advances by the distance to the nearest surface, whatever its direction, so the range is never beyond the
-    surface, and falls short of it where a ray grazes one for longer than the iterations last. The cost is that of
-    n * n_rays * n_iterations distances.
+    Ray s points 2 pi s / n_rays counter-clockwise from the heading: the middle of sector s of `scan_sectors`.
 
     Args:
         obstacles: what is solid.
@@ -150,7 +150,9 @@ def scan_obstacles(
         alive: who looks.
         radius: as far as is looked; metres.
         n_rays: rays of each entity.
-        n_iterations: steps of the tracing.
+        n_iterations: as for `scan_rays`; `others` and `size`, too.
+        others: who else is seen.
+        size: radius of each entity, metres.
 
     Returns:
         1 where nothing is within the radius, and for the dead; 0 inside an obstacle.
@@ -159,7 +161,7 @@ def scan_obstacles(
         jnp.where(alive, heading, 0.0)[:, None] + np.asarray(2 * np.pi * np.arange(n_rays) / n_rays, np.float32)[None]
     )
     ways = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-    return scan_rays(obstacles, position, ways, alive, radius, n_iterations)
+    return scan_rays(obstacles, position, ways, alive, radius, n_iterations, others, size)
 
 
 def scan_rays(
@@ -168,9 +170,14 @@ def scan_rays(
     ways: Float[Array, "n r d"],
     alive: Bool[Array, " n"],
     radius: Float[Array, ""],
-    n_iterations: int = 16,
+    n_iterations: int = 64,
+    others: Nearest | None = None,
+    size: Float[Array, " n"] | None = None,
 ) -> Float[Array, "n r"]:
     """Range along any rays, in the plane or in space, as a share of the radius: a lidar, a depth camera.
+
+    Exact for the obstacles of this project (`AbstractObstacles.ray`), at the cost of one distance or so for each ray
+    and shape. Nothing that a ray only passes is a hit, however near and long.
 
     Args:
         obstacles: what is solid.
@@ -178,21 +185,34 @@ def scan_rays(
         ways: unit vectors in axes of the world (`into_world` turns those of `lidar_rays` and `camera_rays`).
         alive: who looks.
         radius: as far as is looked; metres.
-        n_iterations: steps of the tracing, as for `scan_obstacles`.
+        n_iterations: steps of the march where a shape of your own only tells its distance (`swarm.rays.march`).
+        others: entities that are seen, too, as balls: the k nearest by a search of the radius and the largest `size`
+            together. Who is not among them is not seen, and hides nothing.
+        size: radius of each entity, metres; needed with `others`.
 
     Returns:
         1 where nothing is within the radius, and for the dead; 0 inside an obstacle.
+
+    Raises:
+        ConfigError: `others` without `size`, or the other way round.
     """
+    if (others is None) != (size is None):
+        raise ConfigError("scan_rays: expected others and size, or neither: other entities are seen as balls of a size")
     # The NaN of the dead would reach the gradients of the obstacles.
     position = jnp.where(alive[:, None], position, 0.0)
     ways = jnp.where(alive[:, None, None], ways, 0.0)
 
-    def advance(gone: Float[Array, "n r"], _: None) -> tuple[Float[Array, "n r"], None]:
-        free = obstacles.distance(position[:, None] + rounded(gone[:, :, None] * ways))
-        return jnp.minimum(gone + jnp.maximum(free, 0.0), radius), None
+    def along(start: Float[Array, " d"], way: Float[Array, " d"]) -> Float[Array, ""]:
+        return obstacles.ray(start, way, radius, n_iterations)
 
-    gone, _ = jax.lax.scan(advance, jnp.zeros(ways.shape[:2]), None, length=n_iterations)
-    return jnp.where(alive[:, None], gone / radius, 1.0)
+    gone = jax.vmap(jax.vmap(along, in_axes=(None, 0)))(position, ways)
+    if others is not None and size is not None:
+        # Who is nobody has no size, and is nowhere near.
+        centre = jnp.where(others.valid[:, :, None], others.displacement, 2.0 * radius)
+        bodies = jax.vmap(jax.vmap(to_balls, in_axes=(None, 0, None, None)), in_axes=(None, 0, 0, 0))
+        met = bodies(jnp.zeros(position.shape[1]), ways, centre, others.gather(size))
+        gone = jnp.minimum(gone, jnp.min(met, axis=2))
+    return jnp.where(alive[:, None], jnp.minimum(gone, radius) / radius, 1.0)
 
 
 def lidar_rays(n_azimuth: int, elevations: Sequence[float]) -> Float[Array, "r 3"]:
@@ -262,7 +282,7 @@ def visible(
         half_angle: between the axis and the edge of the cone, radians from 0 to pi; pi: all around.
         radius: metres.
         obstacles: what hides (`swarm.obstacles.blocked`); neighbours hide nobody.
-        n_samples: of each line of sight.
+        n_samples: of each line of sight, as for `blocked`.
     """
     axis = jnp.broadcast_to(forward[:, None], nearest.displacement.shape)
     ahead = dot(nearest.displacement, axis) >= nearest.distance * jnp.cos(half_angle)

@@ -6,11 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from swarm import rays
 from swarm.errors import ConfigError
 from swarm.obstacles import AbstractObstacles
-from swarm.space import rounded
+from swarm.space import root, rounded
 
 _FORMATS = (".npy", ".png", ".tif", ".tiff")
 
@@ -122,6 +123,17 @@ class HeightMap(AbstractObstacles):
         # As a constant: the gradient is to lead out, wherever the bound comes from.
         return above * jax.lax.stop_gradient(share)
 
+    def ray(
+        self, start: Float[Array, " d"], way: Float[Array, " d"], reach: Float[Array, ""], n_steps: int = 64
+    ) -> Float[Array, ""]:
+        """From cell to cell, in each by a quadratic equation: exact, and ends where the cells do."""
+        held = jax.lax.stop_gradient((self, start, way, reach))
+        gone = _first_ground(*held)
+        met = jnp.isfinite(gone)
+        # What there is to meet changes with all of these, while the cell stays.
+        above = rays.at_surface(lambda p: p[2] - self._ground(p[:2])[0], start, way, jnp.where(met, gone, 0.0))
+        return jnp.where(met, above, jnp.inf)
+
     def _ground(self, place: Float[Array, " 2"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Height, and the slope that bounds it nearby."""
         cells = np.asarray(self.steepness.shape)
@@ -131,6 +143,70 @@ class HeightMap(AbstractObstacles):
         corner = jax.lax.dynamic_slice(self.heights, (i, j), (2, 2))
         along = corner[:, 0] + rounded(y * (corner[:, 1] - corner[:, 0]))
         return along[0] + rounded(x * (along[1] - along[0])), self.steepness[i, j]
+
+
+def _first_ground(
+    ground: HeightMap, start: Float[Array, " d"], way: Float[Array, " d"], reach: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Range to the ground; infinite where there is none within reach (Amanatides and Woo 1987).
+
+    Cells are numbered from 0; those of numbers -1 and beyond the last one go on to infinity, level across the edge.
+    """
+    cells = jnp.asarray(ground.steepness.shape)
+    grid, speed = (start[:2] - ground.lower) / ground.spacing, way[:2] / ground.spacing
+    moves = jnp.where(speed > 0, 1, jnp.where(speed < 0, -1, 0))
+
+    def look(cell: Int[Array, " 2"], gone: Float[Array, ""]) -> tuple[Array, Array, Array]:
+        """Range to the ground in a cell that the ray has come to, how far it goes there, and to which cell next."""
+        line = jnp.where(moves > 0, cell + 1, cell)
+        ahead = (moves != 0) & (line >= 0) & (line <= cells)
+        until = jnp.where(ahead, (line - grid) / jnp.where(moves == 0, 1.0, speed), jnp.inf)
+        leaves = jnp.minimum(jnp.min(until), reach)
+        inner = (cell >= 0) & (cell < cells)
+        drift = jnp.where(inner, speed, 0.0)
+        i, j = corner = jnp.clip(cell, 0, cells - 1)
+        x, y = jnp.clip(grid + rounded(gone * speed) - corner, 0.0, 1.0)
+        low, right, up, both = _corners(ground, i, j)
+        along, aside = right + rounded(y * both), up + rounded(x * both)
+        above = start[2] + rounded(gone * way[2]) - (low + rounded(x * right) + rounded(y * aside))
+        climb = way[2] - (rounded(drift[0] * along) + rounded(drift[1] * aside))
+        bend = -rounded(drift[0] * drift[1]) * both
+        met = gone + _first_descent(above, climb, bend)
+        first = jnp.argmin(until) == jnp.arange(2)
+        return jnp.where(met <= leaves, met, jnp.inf), leaves, cell + jnp.where(first, moves, 0)
+
+    def going(carry: tuple[Array, Array, Array, Array]) -> Array:
+        n_looks, _, gone, met = carry
+        return jnp.isinf(met) & (gone < reach) & (n_looks < np.sum(ground.steepness.shape) + 4)
+
+    def go_on(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        n_looks, cell, gone, _ = carry
+        met, leaves, cell = look(cell, gone)
+        return n_looks + 1, cell, leaves, met
+
+    first = jnp.clip(jnp.floor(grid), -1, cells).astype(jnp.int32)
+    zero = jnp.zeros_like(reach)
+    # Before the first cell, for a ray without length.
+    below = start[2] < ground._ground(start[:2])[0]
+    return jax.lax.while_loop(going, go_on, (jnp.int32(0), first, zero, jnp.where(below, 0.0, jnp.inf)))[3]
+
+
+def _corners(ground: HeightMap, i: Array, j: Array) -> tuple[Array, Array, Array, Array]:
+    """Height of a cell's lower corner, its rise along either axis, and what both together add."""
+    (a, c), (b, d) = jax.lax.dynamic_slice(ground.heights, (i, j), (2, 2))
+    return a, b - a, c - a, (d - c) - (b - a)
+
+
+def _first_descent(above: Array, climb: Array, bend: Array) -> Array:
+    """When above + climb t + bend t^2 falls below 0; 0 where it is, infinite where it never does."""
+    square = rounded(climb * climb) - 4.0 * rounded(bend * above)
+    size = root(jnp.maximum(square, 0.0))
+    falls = climb <= 0
+    # Of the two forms of the root the one without cancellation.
+    early = 2.0 * above / jnp.where(size - climb > 0, size - climb, 1.0)
+    late = -0.5 * (climb + size) / jnp.where(bend == 0, 1.0, bend)
+    down = jnp.where(falls, size - climb > 0, bend < 0) & (square >= 0)
+    return jnp.where(above < 0, 0.0, jnp.where(down, jnp.where(falls, early, late), jnp.inf))
 
 
 def _steepness(heights: np.ndarray, spacing: np.ndarray) -> np.ndarray:

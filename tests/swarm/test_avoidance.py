@@ -84,6 +84,67 @@ def test_walls_come_first():
     np.testing.assert_allclose(velocity[0, 1], -0.1, atol=1e-5)
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_reverse_mode_is_the_slope_of_finite_differences(d):
+    """By all arguments, where all is allowed and where it is not; who has no constraint may hold anything."""
+    n, k, n_hard = 24, 5, 2
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(d)
+        normal = rng.normal(size=(n, k, d))
+        normal /= np.linalg.norm(normal, axis=2, keepdims=True)
+        offset = np.where(np.arange(n)[:, None] % 2, rng.uniform(-2, 0.3, (n, k)), rng.uniform(0.3, 1.2, (n, k)))
+        there = rng.random((n, k)) < 0.8
+        normal[~there], offset[~there] = np.nan, np.nan
+        active = jnp.asarray(there)
+        start = tuple(jnp.asarray(x) for x in (rng.normal(size=(n, d)) * 2, np.full(n, 2.0), normal, offset))
+        way = tuple(jnp.asarray(rng.normal(size=x.shape)) for x in start)
+
+        @jax.jit
+        def chosen(goal, top, normal, offset):
+            spaces = HalfSpaces(normal, offset, active)
+            hard, soft = (jax.tree.map(lambda x, p=p: x[:, p], spaces) for p in np.split(np.arange(k), [n_hard]))
+            return avoid(goal, top, hard, soft)
+
+        @jax.jit
+        def slopes(start):
+            _, pull = jax.vjp(chosen, *start)
+            # Rows do not depend on each other.
+            return jax.vmap(lambda axis: pull(jnp.broadcast_to(axis, (n, d))))(jnp.eye(d))
+
+        step = 1e-6
+        ahead, back = (chosen(*(x + s * step * v for x, v in zip(start, way, strict=True))) for s in (1, -1))
+        found = slopes(start)
+        parts = [jnp.where(jnp.isfinite(v), v, 0.0)[None] * g for v, g in zip(way, found, strict=True)]
+        along = sum(jnp.sum(part.reshape(d, n, -1), axis=2) for part in parts).T
+        assert np.isfinite(np.asarray(along)).all()
+        np.testing.assert_allclose(along, (ahead - back) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+def test_reverse_mode_goes_through_the_constraints_of_others():
+    """On one course, at the same place, overlapping, beside one that is dead: finite, and that of forward mode."""
+    place = jnp.asarray([[0.0, 0], [6, 0], [6, 0], [0, 0.5], [-4, 3], [np.nan, np.nan]])
+    velocity = jnp.asarray([[1.0, 0], [-1, 0], [-1, 0], [0.3, 0.2], [1, -1], [np.nan, np.nan]])
+    alive = jnp.arange(6) < 5
+    search = AllPairs(Open(jnp.zeros(2), jnp.ones(2)), jnp.float32(9.0))
+
+    def flown(horizon, velocity):
+        near = search.find(place, alive).nearest(3)
+        them, reach = near.gather(velocity), jnp.full((6, 3), 1.0)
+        spaces = reciprocal(velocity, near.displacement, them, near.valid, reach, horizon, jnp.float32(0.1))
+        chosen = avoid(jnp.where(alive[:, None], 1.5 * velocity, 0.0), jnp.full(6, SPEED), none(6, 2), spaces)
+        weights = jnp.arange(12.0).reshape(6, 2)
+        return jnp.sum(jnp.where(alive[:, None], weights * chosen, 0.0))
+
+    at = jnp.float32(2.5), velocity
+    backward = jax.jit(jax.grad(flown, (0, 1)))(*at)
+    forward = jax.jit(jax.jacfwd(flown, (0, 1)))(*at)
+    for a, b in zip(backward, forward, strict=True):
+        rows = alive if a.ndim else ()
+        assert np.isfinite(a[rows]).all()
+        np.testing.assert_allclose(a[rows], b[rows], rtol=1e-4, atol=1e-4)
+    assert float(jnp.abs(backward[0])) > 1e-3 < float(jnp.max(jnp.abs(backward[1][:5])))
+
+
 def test_two_that_meet_head_on_share_the_effort():
     way = jnp.asarray([[[10.0, 0.0, 0.0]], [[-10.0, 0.0, 0.0]]])
     velocity = jnp.asarray([[1.0, 1e-3, 0.0], [-1.0, -1e-3, 0.0]])
