@@ -61,7 +61,7 @@ class Flying(eqx.Module):
             dynamics=drone_dynamics([drone.body], time_step, drone.model, "velocity", control),
             weather=Weather(mean, None, eddies),
             downwash=Downwash.of([load_airframe(air.downwash)]) if air.downwash else None,
-            speed=jnp.float32(control.speed),
+            speed=jnp.float32(control.action_speed),
             time_step=jnp.float32(time_step),
         )
 

@@ -7,20 +7,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from swarm.angles import nearest_turn, wrapped
 from swarm.dynamics import quaternion
 from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, Plant, pull_of
-from swarm.dynamics.motion import Motion, wrapped
+from swarm.dynamics.motion import Motion
 from swarm.dynamics.quaternion import Components, components, joined
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.space import rounded
 
 
+# Larger of a commanded and the held yaw, up to which the identified gain holds; radians.
+_KNEE = 0.9
+
+
 class Held(eqx.Module):
     """Inner state of `AttitudeFlight`.
 
     Attributes:
-        angles: roll, pitch and yaw, radians; yaw counts whole turns.
+        angles: roll, pitch and yaw, radians; yaw within half a turn.
         rates: of the angles, radians per second.
         thrust: newtons.
     """
@@ -102,7 +107,10 @@ class AttitudeFlight(AbstractAttitudeFlight):
     thrust' = (thrust_gain command - thrust) / thrust_tau. Angles and thrust are exact under a held command, positions
     of second order in the sub-step (attitude at the middle, implicit midpoint rule for drag): stable for any step.
 
-    The identified model is linear in the angles: within some 40 degrees of tilt, and for a yaw command near the yaw.
+    The identified model is linear in the angles: within some 40 degrees of tilt. Its gain of yaw, which holds more than
+    is commanded, holds for small ones only: a yaw is an angle, the same after a whole turn. So it holds until command
+    or yaw is 0.9 rad, from a quarter turn on the yaw is the commanded one, and in between it goes straight from one to
+    the other. The yaw follows along the nearest turn; to the opposite to the left.
     Source: drone-models (Learning Systems Lab, TUM), `so_rpy_rotor_drag`.
 
     Command: roll, pitch, yaw (radians) and thrust (newtons).
@@ -165,7 +173,9 @@ class AttitudeFlight(AbstractAttitudeFlight):
         self, angles: Float[Array, "n 3"], thrust: Float[Array, " n"], kind: Int[Array, " n"]
     ) -> Float[Array, "n 4"]:
         """Divided by what the identified loop makes of a command."""
-        return jnp.concatenate([angles / self.response.gain[kind], (thrust / self.thrust_gain[kind])[:, None]], axis=1)
+        gain = self.response.gain[kind]
+        level, yaw = angles[:, :2] / gain[:, :2], _commanded_yaw(angles[:, 2], gain[:, 2])
+        return jnp.concatenate([level, yaw[:, None], (thrust / self.thrust_gain[kind])[:, None]], axis=1)
 
     def fly(
         self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
@@ -175,8 +185,11 @@ class AttitudeFlight(AbstractAttitudeFlight):
         half, mass, tilt = 0.5 * h, self.mass[kind], self.max_tilt[kind]
         low, high = self.thrust_range[kind].T
         roll, pitch, yaw, push = components(command)
-        wanted = joined((jnp.clip(roll, -tilt, tilt), jnp.clip(pitch, -tilt, tilt), yaw))
-        goals = components(rounded(self.response.gain[kind] * wanted))
+        gain, inner = self.response.gain[kind], motion.inner
+        level = (rounded(gain[:, i] * jnp.clip(x, -tilt, tilt)) for i, x in enumerate((roll, pitch)))
+        # In the turn that is nearest to where it looks; held for the step.
+        look = inner.angles[:, 2]
+        goals = *level, look + nearest_turn(look, _held_yaw(yaw, gain[:, 2]))
         goal = rounded(self.thrust_gain[kind] * jnp.clip(push, low, high))
         matrix = self.response.transition(half)[kind]
         left = jnp.exp(-half / self.thrust_tau)[kind]
@@ -203,8 +216,26 @@ class AttitudeFlight(AbstractAttitudeFlight):
             angles, rates, thrust = swing(angles, rates, thrust)
             return (quaternion.scaled_sum(place, half, velocity), velocity, angles, rates, (thrust,)), None
 
-        inner = motion.inner
         state = *map(components, (motion.position, motion.velocity, inner.angles, inner.rates)), (inner.thrust,)
         place, velocity, angles, rates, (thrust,) = jax.lax.scan(substep, state, length=self.n_substeps)[0]
-        held = Held(joined(angles), joined(rates), thrust)
-        return Motion(joined(place), joined(velocity), wrapped(angles[2]), held)
+        roll, pitch, yaw = (*angles[:2], wrapped(angles[2]))
+        return Motion(joined(place), joined(velocity), yaw, Held(joined((roll, pitch, yaw)), joined(rates), thrust))
+
+
+def _held_yaw(command: Array, gain: Array) -> Array:
+    """The yaw that is held under a commanded one: `gain` times it where it is small, itself beyond a quarter turn."""
+    return _bent(wrapped(command), _KNEE / jnp.maximum(gain, 1.0), gain)
+
+
+def _commanded_yaw(held: Array, gain: Array) -> Array:
+    """The inverse of `_held_yaw`."""
+    return _bent(wrapped(held), _KNEE / jnp.maximum(1.0 / gain, 1.0), 1.0 / gain)
+
+
+def _bent(angle: Array, knee: Array, slope: Array) -> Array:
+    """An odd function of `slope` up to the knee, straight from there to a quarter turn, and the same angle beyond."""
+    size, quarter = jnp.abs(angle), 0.5 * jnp.pi
+    top = rounded(slope * knee)
+    between = top + rounded((size - knee) * ((quarter - top) / (quarter - knee)))
+    bent = jnp.where(size < quarter, jnp.sign(angle) * between, angle)
+    return jnp.where(size <= knee, rounded(slope * angle), bent)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from swarm.dynamics.motion import AbstractDynamics, Motion, wrapped
+from swarm.angles import wrapped
+from swarm.dynamics.motion import AbstractDynamics, Motion
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 

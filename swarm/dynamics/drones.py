@@ -11,7 +11,7 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from swarm.config import Table, validate
-from swarm.dynamics.airframe import Airframe, AttitudeTable, Positive, load_airframes
+from swarm.dynamics.airframe import Airframe, Amount, AttitudeTable, Positive, load_airframes
 from swarm.dynamics.attitude import AbstractResponse, AttitudeFlight, FirstOrder, SecondOrder
 from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
 from swarm.dynamics.flight import AbstractFlight
@@ -34,10 +34,11 @@ class ControlTable(Table):
         velocity_gain: 1/s.
         position_gain: 1/s.
         acceleration: largest that the velocity loop asks for, metres per second squared.
-        speed: largest commanded, metres per second.
+        speed: largest commanded velocity, metres per second; 0: any. An action of 1 is as much (3 m/s where it is 0)
+            along its axis, and so fast at most is the way to a commanded position.
         max_tilt: largest roll and pitch, radians.
-        low: lowest position and yaw that actions span; metres and radians.
-        high: highest.
+        low: position and yaw that an action of -1 commands, metres and radians; commands in these units have no limit.
+        high: that of an action of 1.
     """
 
     rate: Positive = 500.0
@@ -48,10 +49,15 @@ class ControlTable(Table):
     velocity_gain: tuple[Positive, Positive, Positive] = (3.0, 3.0, 4.0)
     position_gain: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.5)
     acceleration: Positive = 6.0
-    speed: Positive = 3.0
+    speed: Amount = 0.0
     max_tilt: float = 0.6
     low: tuple[float, float, float, float] = (-10.0, -10.0, 0.0, -math.pi)
     high: tuple[float, float, float, float] = (10.0, 10.0, 10.0, math.pi)
+
+    @property
+    def action_speed(self) -> float:
+        """That of an action of 1, metres per second."""
+        return self.speed or 3.0
 
 
 def drone_dynamics(
@@ -96,13 +102,16 @@ def drone_dynamics(
     if commands == "attitude":
         return vehicle
     n = len(frames)
-    limits = _rows([table.acceleration] * n), _rows([table.speed] * n), _rows([table.max_tilt] * n)
+    acceleration, speed, limit, tilt = (
+        _rows([x] * n) for x in (table.acceleration, table.action_speed, table.speed or math.inf, table.max_tilt)
+    )
+    limits = acceleration, speed, limit, tilt
     velocity = VelocityHold(vehicle, _rows([table.velocity_gain] * n), *limits, n_updates=outer)
     if commands == "velocity":
         return velocity
     bounds = _rows([table.low] * n), _rows([table.high] * n)
     slow = VelocityHold(vehicle, _rows([table.velocity_gain] * n), *limits, n_updates=1)
-    return PositionHold(slow, _rows([table.position_gain] * n), limits[1], *bounds, n_updates=outer)
+    return PositionHold(slow, _rows([table.position_gain] * n), speed, *bounds, n_updates=outer)
 
 
 def quadrotor(frames: Sequence[Airframe], n_substeps: int) -> Quadrotor:

@@ -12,7 +12,6 @@ Parameters are arrays over kinds, gathered once in a step. All is per entity: wh
 import abc
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -75,8 +74,3 @@ class AbstractDynamics(eqx.Module):
         self, motion: Motion, command: Float[Array, "n c"], kind: Int[Array, " n"], dt: Float[Array, ""]
     ) -> Motion:
         """Advance by `dt` seconds."""
-
-
-def wrapped(angle: Float[Array, "*v"]) -> Float[Array, "*v"]:
-    """The same angle in [-pi, pi]; radians."""
-    return angle - 2 * jnp.pi * jax.lax.stop_gradient(jnp.round(angle / (2 * jnp.pi)))

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from swarm.dynamics.motion import AbstractDynamics, Motion, wrapped
+from swarm.angles import wrapped
+from swarm.dynamics.motion import AbstractDynamics, Motion
 from swarm.entities import Entities
 
 

@@ -359,9 +359,22 @@ def test_actions_span_the_legal_commands(commands):
     start = dynamics.init(population())
     n = 2 if commands == "attitude" else 3
     edge, beyond = (go(dynamics, start, c, STEP) for c in (high, high.at[:, :n].multiply(2.0)))
-    # Beyond, nothing changes; of a velocity its length is limited.
-    if commands != "velocity":
+    # Beyond, nothing changes where a drone has limits.
+    if commands in ("rotors", "attitude"):
         np.testing.assert_allclose(plain(edge), plain(beyond), rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["rotors", "attitude", "attitude_lag"])
+def test_velocities_and_places_have_no_limit_but_one_that_is_set(model):
+    def reached(commands, command, n, **control):
+        dynamics = drone_dynamics(PAIR, STEP, model, commands, control)
+        return go(dynamics, dynamics.init(population()), every(*command), STEP, n)
+
+    np.testing.assert_allclose(reached("velocity", (4.0, -2.5, 1.0, 0.0), 300).velocity[:, 0], 4.0, atol=0.15)
+    slow = reached("velocity", (4.0, -3.0, 0.0, 0.0), 300, speed=2.0)
+    np.testing.assert_allclose(slow.velocity, every(1.6, -1.2, 0.0), atol=0.02)
+    far = (60.0, -40.0, 30.0, 0.0)
+    np.testing.assert_allclose(reached("position", far, 2500, speed=4.0).position, every(*far[:3]), atol=0.02)
 
 
 # Studies.
