@@ -15,8 +15,12 @@ from swarm.dynamics.airframe import Airframe, Amount, AttitudeTable, Positive, l
 from swarm.dynamics.attitude import AbstractResponse, AttitudeFlight, FirstOrder, SecondOrder
 from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
 from swarm.dynamics.flight import AbstractFlight
+from swarm.dynamics.ground import Grounded, GroundTable
 from swarm.dynamics.quadrotor import RADIANS_PER_RPM, Quadrotor, Rotors
 from swarm.errors import ConfigError
+
+# At sea level (ICAO standard atmosphere), kilograms per cubic metre.
+AIR_DENSITY = 1.225
 
 Model = Literal["rotors", "attitude", "attitude_lag"]
 Commands = Literal["rotors", "attitude", "velocity", "position"]
@@ -66,6 +70,7 @@ def drone_dynamics(
     model: Model = "rotors",
     commands: Commands = "velocity",
     control: ControlTable | dict[str, object] | None = None,
+    ground: GroundTable | dict[str, object] | None = None,
 ) -> AbstractFlight:
     """Build dynamics of drones.
 
@@ -76,10 +81,14 @@ def drone_dynamics(
             `attitude_lag`: a lag with the same gain and mean delay.
         commands: what is commanded.
         control: gains, rates and limits.
+        ground: that holds drones up; None: they fall through, and `AbstractFlight.status` says so.
 
     Raises:
         ConfigError: a value is impossible, a model lacks its parameters, or the loops are unstable at their rates.
     """
+    if ground is not None:
+        table = ground if isinstance(ground, GroundTable) else validate(GroundTable, ground, "ground")
+        return Grounded.of(drone_dynamics(airframes, time_step, model, commands, control), table, len(airframes))
     table = control if isinstance(control, ControlTable) else validate(ControlTable, control or {}, "control")
     if not (math.isfinite(time_step) and time_step > 0):
         raise ConfigError(f"time_step = {time_step}: expected seconds, greater than 0")
@@ -102,10 +111,8 @@ def drone_dynamics(
     if commands == "attitude":
         return vehicle
     n = len(frames)
-    acceleration, speed, limit, tilt = (
-        _rows([x] * n) for x in (table.acceleration, table.action_speed, table.speed or math.inf, table.max_tilt)
-    )
-    limits = acceleration, speed, limit, tilt
+    speed, limit = _rows([table.action_speed] * n), _rows([table.speed] * n) if table.speed else None
+    limits = _rows([table.acceleration] * n), speed, limit, _rows([table.max_tilt] * n)
     velocity = VelocityHold(vehicle, _rows([table.velocity_gain] * n), *limits, n_updates=outer)
     if commands == "velocity":
         return velocity
@@ -137,6 +144,7 @@ def quadrotor(frames: Sequence[Airframe], n_substeps: int) -> Quadrotor:
         drag=_rows([f.drag for f in frames]),
         drag_per_speed=per_rpm,
         rotors=rotors,
+        body_drag=_body_drag(frames),
         n_substeps=n_substeps,
     )
 
@@ -154,6 +162,7 @@ def attitude_flight(frames: Sequence[Airframe], model: Model, table: ControlTabl
     else:
         response = FirstOrder(_rows(gain), _rows(damping / stiffness))
     n_rotors = len(frames[0].rotors.spin)
+    effect = [(f.rotors.ground_effect or 0.0) * (f.rotors.radius / 4) ** 2 for f in frames]
     return AttitudeFlight(
         mass=_rows([f.mass for f in frames]),
         gravity=_rows([f.gravity for f in frames]),
@@ -163,8 +172,16 @@ def attitude_flight(frames: Sequence[Airframe], model: Model, table: ControlTabl
         thrust_gain=_rows([t.thrust_gain for t in tables]),
         max_tilt=_rows([table.max_tilt] * len(frames)),
         thrust_range=_rows([[n_rotors * x for x in f.rotors.thrust_range] for f in frames]),
+        ground_effect=_rows(effect) if any(effect) else None,
+        body_drag=_body_drag(frames),
         n_substeps=n_substeps,
     )
+
+
+def _body_drag(frames: Sequence[Airframe]) -> Float[Array, "kinds 3"] | None:
+    """Half of the air's density times the areas, kilograms per metre."""
+    areas = [f.drag_area for f in frames]
+    return _rows(0.5 * AIR_DENSITY * np.asarray(areas)) if np.any(areas) else None
 
 
 def _attitude_of(frame: Airframe) -> AttitudeTable:
