@@ -5,22 +5,26 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from swarm.angles import nearest_turn, wrapped
 from swarm.dynamics import quaternion
-from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, Plant, pull_of
-from swarm.dynamics.motion import Motion, wrapped
+from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, Plant, ground_share, pull_of
+from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quaternion import Components, components, joined
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.space import rounded
+
+# Larger of a commanded and the held yaw, up to which the identified gain holds; radians.
+_KNEE = 0.9
 
 
 class Held(eqx.Module):
     """Inner state of `AttitudeFlight`.
 
     Attributes:
-        angles: roll, pitch and yaw, radians; yaw counts whole turns.
+        angles: roll, pitch and yaw, radians; yaw within half a turn.
         rates: of the angles, radians per second.
         thrust: newtons.
     """
@@ -98,11 +102,14 @@ def _matrix(*entries: Array) -> Array:
 class AttitudeFlight(AbstractAttitudeFlight):
     """A point mass whose thrust points along the upward axis of an attitude that follows its command.
 
-    x'' = R(angles) (0, 0, thrust / m) - R diag(drag) R^T (x' - wind) / m + force / m - (0, 0, g),
+    x'' = R(angles) (0, 0, thrust / m) - R diag(drag + body_drag |u|) R^T u / m + force / m - (0, 0, g), u = x' - wind,
     thrust' = (thrust_gain command - thrust) / thrust_tau. Angles and thrust are exact under a held command, positions
     of second order in the sub-step (attitude at the middle, implicit midpoint rule for drag): stable for any step.
 
-    The identified model is linear in the angles: within some 40 degrees of tilt, and for a yaw command near the yaw.
+    The identified model is linear in the angles: within some 40 degrees of tilt. Its gain of yaw, which holds more than
+    is commanded, holds for small ones only: a yaw is an angle, the same after a whole turn. So it holds until command
+    or yaw is 0.9 rad, from a quarter turn on the yaw is the commanded one, and in between it goes straight from one to
+    the other. The yaw follows along the nearest turn; to the opposite to the left.
     Source: drone-models (Learning Systems Lab, TUM), `so_rpy_rotor_drag`.
 
     Command: roll, pitch, yaw (radians) and thrust (newtons).
@@ -116,6 +123,9 @@ class AttitudeFlight(AbstractAttitudeFlight):
         thrust_gain: thrust that is held per commanded thrust; > 0.
         max_tilt: largest roll and pitch command, radians.
         thrust_range: smallest and largest thrust command, newtons.
+        ground_effect: (radius / 4)^2 of a rotor times its factor (`RotorTable.ground_effect`), square metres; None: no
+            ground.
+        body_drag: as that of a `Quadrotor`.
         n_substeps: equal parts of a step.
     """
 
@@ -127,6 +137,8 @@ class AttitudeFlight(AbstractAttitudeFlight):
     thrust_gain: Float[Array, " kinds"]
     max_tilt: Float[Array, " kinds"]
     thrust_range: Float[Array, "kinds 2"]
+    ground_effect: Float[Array, " kinds"] | None = None
+    body_drag: Float[Array, "kinds 3"] | None = None
     n_substeps: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
@@ -135,7 +147,8 @@ class AttitudeFlight(AbstractAttitudeFlight):
 
     def plant(self, kind: Int[Array, " n"]) -> Plant:
         """Its mass, gravity and drag."""
-        return Plant(self.mass[kind], self.gravity[kind], self.drag[kind])
+        body = None if self.body_drag is None else self.body_drag[kind]
+        return Plant(self.mass[kind], self.gravity[kind], self.drag[kind], body)
 
     def n_commands(self, n_dimensions: int) -> int:
         """Three angles and the thrust."""
@@ -148,6 +161,14 @@ class AttitudeFlight(AbstractAttitudeFlight):
         return jnp.stack(
             [roll * tilt, pitch * tilt, yaw * jnp.pi, low + rounded(0.5 * (thrust + 1.0) * (high - low))], axis=1
         )
+
+    def limited(self, command: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to tilt more, or to push less or more, than it can."""
+        return beyond(command, self.max_tilt[kind], self.thrust_range[kind])
+
+    def lift(self, motion: Motion, kind: Int[Array, " n"]) -> Float[Array, " n"]:
+        """Away from the ground."""
+        return jnp.maximum(rounded(motion.inner.thrust * quaternion.up_of(components(self.attitude(motion)))[2]), 0.0)
 
     def init(self, entities: Entities) -> Motion:
         """Level, with the thrust that carries the weight."""
@@ -165,7 +186,9 @@ class AttitudeFlight(AbstractAttitudeFlight):
         self, angles: Float[Array, "n 3"], thrust: Float[Array, " n"], kind: Int[Array, " n"]
     ) -> Float[Array, "n 4"]:
         """Divided by what the identified loop makes of a command."""
-        return jnp.concatenate([angles / self.response.gain[kind], (thrust / self.thrust_gain[kind])[:, None]], axis=1)
+        gain = self.response.gain[kind]
+        level, yaw = angles[:, :2] / gain[:, :2], _commanded_yaw(angles[:, 2], gain[:, 2])
+        return jnp.concatenate([level, yaw[:, None], (thrust / self.thrust_gain[kind])[:, None]], axis=1)
 
     def fly(
         self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"], dt: Float[Array, ""], air: Air
@@ -175,12 +198,17 @@ class AttitudeFlight(AbstractAttitudeFlight):
         half, mass, tilt = 0.5 * h, self.mass[kind], self.max_tilt[kind]
         low, high = self.thrust_range[kind].T
         roll, pitch, yaw, push = components(command)
-        wanted = joined((jnp.clip(roll, -tilt, tilt), jnp.clip(pitch, -tilt, tilt), yaw))
-        goals = components(rounded(self.response.gain[kind] * wanted))
+        gain, inner = self.response.gain[kind], motion.inner
+        level = (rounded(gain[:, i] * jnp.clip(x, -tilt, tilt)) for i, x in enumerate((roll, pitch)))
+        # In the turn that is nearest to where it looks; held for the step.
+        look = inner.angles[:, 2]
+        goals = *level, look + nearest_turn(look, _held_yaw(yaw, gain[:, 2]))
         goal = rounded(self.thrust_gain[kind] * jnp.clip(push, low, high))
         matrix = self.response.transition(half)[kind]
         left = jnp.exp(-half / self.thrust_tau)[kind]
         drag = tuple(c / mass for c in components(self.drag[kind]))
+        body = None if self.body_drag is None else tuple(c / mass for c in components(self.body_drag[kind]))
+        effect = None if self.ground_effect is None else self.ground_effect[kind]
         pull, wind = pull_of(self.gravity[kind], mass, air.force), components(air.wind)
 
         def swing(angles: Components, rates: Components, thrust: Array) -> tuple[Components, Components, Array]:
@@ -198,13 +226,40 @@ class AttitudeFlight(AbstractAttitudeFlight):
             place, velocity, angles, rates, (thrust,) = state
             place = quaternion.scaled_sum(place, half, velocity)
             angles, rates, thrust = swing(angles, rates, thrust)
-            forces = Forces(thrust / mass, drag, pull, wind)
-            velocity = forces.kick(quaternion.from_angles(angles), velocity, h)
+            attitude = quaternion.from_angles(angles)
+            lift = thrust / mass
+            if effect is not None:
+                lift = lift + rounded(lift * ground_share(effect, place[2], quaternion.up_of(attitude)[2] > 0))
+            velocity = Forces(lift, drag, body, pull, wind).kick(attitude, velocity, h)
             angles, rates, thrust = swing(angles, rates, thrust)
             return (quaternion.scaled_sum(place, half, velocity), velocity, angles, rates, (thrust,)), None
 
-        inner = motion.inner
         state = *map(components, (motion.position, motion.velocity, inner.angles, inner.rates)), (inner.thrust,)
         place, velocity, angles, rates, (thrust,) = jax.lax.scan(substep, state, length=self.n_substeps)[0]
-        held = Held(joined(angles), joined(rates), thrust)
-        return Motion(joined(place), joined(velocity), wrapped(angles[2]), held)
+        roll, pitch, yaw = (*angles[:2], wrapped(angles[2]))
+        return Motion(joined(place), joined(velocity), yaw, Held(joined((roll, pitch, yaw)), joined(rates), thrust))
+
+
+def _held_yaw(command: Array, gain: Array) -> Array:
+    """The yaw that is held under a commanded one: `gain` times it where it is small, itself beyond a quarter turn."""
+    return _bent(wrapped(command), _KNEE / jnp.maximum(gain, 1.0), gain)
+
+
+def _commanded_yaw(held: Array, gain: Array) -> Array:
+    """The inverse of `_held_yaw`."""
+    return _bent(wrapped(held), _KNEE / jnp.maximum(1.0 / gain, 1.0), 1.0 / gain)
+
+
+def _bent(angle: Array, knee: Array, slope: Array) -> Array:
+    """An odd function of `slope` up to the knee, straight from there to a quarter turn, and the same angle beyond."""
+    size, quarter = jnp.abs(angle), 0.5 * jnp.pi
+    top = rounded(slope * knee)
+    between = top + rounded((size - knee) * ((quarter - top) / (quarter - knee)))
+    bent = jnp.where(size < quarter, jnp.sign(angle) * between, angle)
+    return jnp.where(size <= knee, rounded(slope * angle), bent)
+
+
+def beyond(command: Float[Array, "n 4"], tilt: Float[Array, " n"], thrust: Float[Array, "n 2"]) -> Bool[Array, " n"]:
+    """Whether roll or pitch is more than a tilt (radians), or the thrust out of a range (newtons)."""
+    level = jnp.any(outside(command[:, :2], -tilt[:, None], tilt[:, None]), axis=1)
+    return level | outside(command[:, 3], thrust[:, 0], thrust[:, 1])

@@ -7,16 +7,18 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from swarm.angles import OPPOSITE, wrapped
 from swarm.dynamics import quaternion
+from swarm.dynamics.attitude import beyond
 from swarm.dynamics.flight import AbstractAttitudeFlight, AbstractFlight, Air, Plant, repeated
-from swarm.dynamics.motion import Motion, wrapped
+from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quadrotor import Law, Quadrotor
-from swarm.dynamics.quaternion import Components, components, cross, inner, joined
+from swarm.dynamics.quaternion import Components, components, cross, inner, joined, plane
 from swarm.entities import Entities
-from swarm.space import kept, rounded
-from swarm.vectors import clipped
+from swarm.space import kept, root, rounded, square_length
+from swarm.vectors import clipped, norm
 
 
 class AbstractLayer(AbstractFlight):
@@ -41,6 +43,10 @@ class AbstractLayer(AbstractFlight):
         """As the vehicle does."""
         return self.vehicle.init(entities)
 
+    def lift(self, motion: Motion, kind: Int[Array, " n"]) -> Float[Array, " n"]:
+        """Of the vehicle."""
+        return self.vehicle.lift(motion, kind)
+
     def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
         """Of the vehicle."""
         return self.vehicle.attitude(motion)
@@ -49,10 +55,15 @@ class AbstractLayer(AbstractFlight):
 class AttitudeHold(AbstractLayer, AbstractAttitudeFlight):
     """Holds attitude and thrust of a rigid body by the speeds of its rotors.
 
-    Torque = I (-stiffness e - damping omega) + omega x I omega, with the error e = vee(R_d^T R - R^T R_d) / 2
-    (Lee, Leok and McClamroch 2010, eq. 10 and 16, for a goal at rest): almost all attitudes converge. The mixer is the
-    pseudo-inverse of how rotors make thrust and torque; each rotor is then limited. Its command leads the wanted speed
-    by `lead`, so that a slow motor answers as one that is `lead` times as fast.
+    Torque = I (-stiffness e - damping omega) + omega x I omega (Lee, Leok and McClamroch 2010, eq. 16, for a goal at
+    rest). The error e is the sine of the tilt between both upward axes, about the axis that closes it, and the sine of
+    the turn about the upward axis that is left (split as by Brescianini and D'Andrea 2018, so that a turn does not
+    disturb the tilt). Beyond 90 degrees, where Lee's error (eq. 10) would fall to nothing at the opposite, each stays
+    at its largest: every attitude converges, and from the opposite a drone turns to the left. While the tilt error is
+    beyond 90 degrees the turn waits.
+
+    The mixer is the pseudo-inverse of how rotors make thrust and torque; each rotor is then limited. Its command leads
+    the wanted speed by `lead`, so that a slow motor answers as one that is `lead` times as fast.
 
     Command: roll, pitch, yaw (radians) and thrust (newtons).
 
@@ -83,6 +94,10 @@ class AttitudeHold(AbstractLayer, AbstractAttitudeFlight):
         thrust = low + rounded(0.5 * (thrust + 1.0) * (high - low))
         return jnp.stack([roll * tilt, pitch * tilt, yaw * jnp.pi, thrust], axis=1)
 
+    def limited(self, command: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to tilt more, or to push less or more, than it can."""
+        return beyond(command, self.max_tilt[kind], self.mixer.shape[1] * self.thrust_range[kind])
+
     def aim(
         self, angles: Float[Array, "n 3"], thrust: Float[Array, " n"], kind: Int[Array, " n"]
     ) -> Float[Array, "n 4"]:
@@ -107,11 +122,10 @@ class AttitudeHold(AbstractLayer, AbstractAttitudeFlight):
         rotors, mixer = self.vehicle.rotors.of(kind), jnp.moveaxis(self.mixer[kind], 0, -1)
 
         def torque(attitude: Components, rates: Components) -> Components:
-            *way, cos = quaternion.product(quaternion.conjugate(goal), attitude)
             swing = cross(rates, tuple(rounded(i * w) for i, w in zip(inertia, rates, strict=True)))
             wanted = (
-                -rounded(k * (2.0 * rounded(cos * e))) - rounded(d * w)
-                for k, e, d, w in zip(stiffness, way, damping, rates, strict=True)
+                -rounded(k * e) - rounded(d * w)
+                for k, e, d, w in zip(stiffness, _off(attitude, goal), damping, rates, strict=True)
             )
             return tuple(rounded(i * a) + b for i, a, b in zip(inertia, wanted, swing, strict=True))
 
@@ -123,6 +137,23 @@ class AttitudeHold(AbstractLayer, AbstractAttitudeFlight):
         return speeds
 
 
+def _off(attitude: Components, goal: Components) -> Components:
+    """How far an attitude is off, about the axes of the body: sines, that stay at 1 beyond 90 degrees."""
+    x, y, z, w = quaternion.product(quaternion.conjugate(goal), attitude)
+    upright = rounded(z * z) + rounded(w * w)
+    # Cosines and sines of half the tilt and half the turn; exactly upside down there is no turn.
+    cos = root(upright)
+    size = jnp.where(cos > 0, cos, 1.0)
+    turn_cos, turn_sin = jnp.where(cos > 0, w / size, 1.0), jnp.where(cos > 0, z / size, 0.0)
+    tilt = plane(x, y, turn_cos, turn_sin)
+    near = upright >= 0.5
+    sin = root(square_length(tilt))
+    share = jnp.where(near, 2.0 * cos, 1.0 / jnp.where(near, 1.0, sin))
+    sine, cosine = 2.0 * rounded(turn_sin * turn_cos), rounded(turn_cos * turn_cos) - rounded(turn_sin * turn_sin)
+    turn = jnp.where(cosine >= 0, sine, jnp.where(sine > OPPOSITE, 1.0, -1.0))
+    return rounded(share * tilt[0]), rounded(share * tilt[1]), rounded(turn * jnp.where(near, 1.0, 2.0 * upright))
+
+
 class VelocityHold(AbstractLayer):
     """Flies at a velocity, looking along a yaw: the wanted acceleration says where the thrust should point.
 
@@ -131,13 +162,14 @@ class VelocityHold(AbstractLayer):
     F . z with the upward axis z of the body (Lee et al. 2010, eq. 15). No integral: a steady wind w leaves an error of
     about drag w / (m gain).
 
-    Command: velocity (metres per second) and yaw (radians).
+    Command: velocity (metres per second) and yaw (radians, the same after a whole turn).
 
     Attributes:
         vehicle: what holds an attitude.
         gain: horizontally twice and vertically, 1/s.
         acceleration: largest, metres per second squared.
-        speed: largest commanded, metres per second.
+        speed: that an action of 1 commands along an axis, metres per second.
+        limit: longer commands are shortened to it, metres per second; None: none are.
         max_tilt: radians; < pi / 2.
         n_updates: attitude commands in a step.
     """
@@ -146,20 +178,30 @@ class VelocityHold(AbstractLayer):
     gain: Float[Array, "kinds 3"]
     acceleration: Float[Array, " kinds"]
     speed: Float[Array, " kinds"]
+    limit: Float[Array, " kinds"] | None
     max_tilt: Float[Array, " kinds"]
     n_updates: int = eqx.field(static=True, default=1)
 
     def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
-        """Velocities up to the highest speed along each axis, a yaw of up to half a turn."""
+        """Velocities up to the speed of an action along each axis, a yaw of up to half a turn."""
         return jnp.concatenate([action[:, :3] * self.speed[kind][:, None], action[:, 3:] * jnp.pi], axis=1)
+
+    def limited(self, command: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to fly faster than the limit."""
+        if self.limit is None:
+            return jnp.zeros(kind.shape[0], bool)
+        return outside(norm(command[:, :3]), jnp.zeros(()), self.limit[kind])
 
     def attitude_command(
         self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"]
     ) -> Float[Array, "n 4"]:
         """What the layer below is told."""
-        plant, wanted = self.vehicle.plant(kind), clipped(command[:, :3], self.speed[kind])
+        plant, wanted = self.vehicle.plant(kind), command[:, :3]
+        if self.limit is not None:
+            wanted = clipped(wanted, self.limit[kind])
         change = rounded(self.gain[kind] * (wanted - motion.velocity))
-        against = rounded(plant.drag * wanted) / plant.mass[:, None]
+        drag = plant.drag if plant.body_drag is None else plant.drag + rounded(plant.body_drag * norm(wanted)[:, None])
+        against = rounded(drag * wanted) / plant.mass[:, None]
         x, y, z = components(clipped(change, self.acceleration[kind]) + against)
         z = jnp.maximum(z + plant.gravity, 0.1 * plant.gravity)
         across = clipped(joined((x, y)), z * jnp.tan(self.max_tilt[kind]))
@@ -188,14 +230,14 @@ class VelocityHold(AbstractLayer):
 class PositionHold(AbstractLayer):
     """Flies to a place and stays: v_d = gain (x_d - x), shortened to `speed`.
 
-    Command: position (metres) and yaw (radians).
+    Command: position (metres) and yaw (radians, the same after a whole turn); any.
 
     Attributes:
         vehicle: what holds a velocity.
         gain: 1/s.
         speed: largest, metres per second.
-        low: lowest command that actions span, metres and radians.
-        high: highest.
+        low: command of the lowest action, metres and radians.
+        high: of the highest.
         n_updates: velocity commands in a step.
     """
 
@@ -207,7 +249,7 @@ class PositionHold(AbstractLayer):
     n_updates: int = eqx.field(static=True, default=1)
 
     def command(self, action: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Float[Array, "n 4"]:
-        """-1 is the lowest, 1 the highest command."""
+        """From `low` to `high`."""
         low, high = self.low[kind], self.high[kind]
         return low + rounded(0.5 * (action + 1.0) * (high - low))
 
@@ -216,7 +258,6 @@ class PositionHold(AbstractLayer):
     ) -> Motion:
         """Command the velocity `n_updates` times."""
         h = dt / self.n_updates
-        command = jnp.clip(command, self.low[kind], self.high[kind])
 
         def update(motion: Motion) -> Motion:
             way = rounded(self.gain[kind] * (command[:, :3] - motion.position))

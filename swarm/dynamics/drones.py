@@ -11,12 +11,16 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from swarm.config import Table, validate
-from swarm.dynamics.airframe import Airframe, AttitudeTable, Positive, load_airframes
+from swarm.dynamics.airframe import Airframe, Amount, AttitudeTable, Positive, load_airframes
 from swarm.dynamics.attitude import AbstractResponse, AttitudeFlight, FirstOrder, SecondOrder
 from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
 from swarm.dynamics.flight import AbstractFlight
+from swarm.dynamics.ground import Grounded, GroundTable
 from swarm.dynamics.quadrotor import RADIANS_PER_RPM, Quadrotor, Rotors
 from swarm.errors import ConfigError
+
+# At sea level (ICAO standard atmosphere), kilograms per cubic metre.
+AIR_DENSITY = 1.225
 
 Model = Literal["rotors", "attitude", "attitude_lag"]
 Commands = Literal["rotors", "attitude", "velocity", "position"]
@@ -34,10 +38,11 @@ class ControlTable(Table):
         velocity_gain: 1/s.
         position_gain: 1/s.
         acceleration: largest that the velocity loop asks for, metres per second squared.
-        speed: largest commanded, metres per second.
+        speed: largest commanded velocity, metres per second; 0: any. An action of 1 is as much (3 m/s where it is 0)
+            along its axis, and so fast at most is the way to a commanded position.
         max_tilt: largest roll and pitch, radians.
-        low: lowest position and yaw that actions span; metres and radians.
-        high: highest.
+        low: position and yaw that an action of -1 commands, metres and radians; commands in these units have no limit.
+        high: that of an action of 1.
     """
 
     rate: Positive = 500.0
@@ -48,10 +53,15 @@ class ControlTable(Table):
     velocity_gain: tuple[Positive, Positive, Positive] = (3.0, 3.0, 4.0)
     position_gain: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.5)
     acceleration: Positive = 6.0
-    speed: Positive = 3.0
+    speed: Amount = 0.0
     max_tilt: float = 0.6
     low: tuple[float, float, float, float] = (-10.0, -10.0, 0.0, -math.pi)
     high: tuple[float, float, float, float] = (10.0, 10.0, 10.0, math.pi)
+
+    @property
+    def action_speed(self) -> float:
+        """That of an action of 1, metres per second."""
+        return self.speed or 3.0
 
 
 def drone_dynamics(
@@ -60,6 +70,7 @@ def drone_dynamics(
     model: Model = "rotors",
     commands: Commands = "velocity",
     control: ControlTable | dict[str, object] | None = None,
+    ground: GroundTable | dict[str, object] | None = None,
 ) -> AbstractFlight:
     """Build dynamics of drones.
 
@@ -70,10 +81,14 @@ def drone_dynamics(
             `attitude_lag`: a lag with the same gain and mean delay.
         commands: what is commanded.
         control: gains, rates and limits.
+        ground: that holds drones up; None: they fall through, and `AbstractFlight.status` says so.
 
     Raises:
         ConfigError: a value is impossible, a model lacks its parameters, or the loops are unstable at their rates.
     """
+    if ground is not None:
+        table = ground if isinstance(ground, GroundTable) else validate(GroundTable, ground, "ground")
+        return Grounded.of(drone_dynamics(airframes, time_step, model, commands, control), table, len(airframes))
     table = control if isinstance(control, ControlTable) else validate(ControlTable, control or {}, "control")
     if not (math.isfinite(time_step) and time_step > 0):
         raise ConfigError(f"time_step = {time_step}: expected seconds, greater than 0")
@@ -96,13 +111,14 @@ def drone_dynamics(
     if commands == "attitude":
         return vehicle
     n = len(frames)
-    limits = _rows([table.acceleration] * n), _rows([table.speed] * n), _rows([table.max_tilt] * n)
+    speed, limit = _rows([table.action_speed] * n), _rows([table.speed] * n) if table.speed else None
+    limits = _rows([table.acceleration] * n), speed, limit, _rows([table.max_tilt] * n)
     velocity = VelocityHold(vehicle, _rows([table.velocity_gain] * n), *limits, n_updates=outer)
     if commands == "velocity":
         return velocity
     bounds = _rows([table.low] * n), _rows([table.high] * n)
     slow = VelocityHold(vehicle, _rows([table.velocity_gain] * n), *limits, n_updates=1)
-    return PositionHold(slow, _rows([table.position_gain] * n), limits[1], *bounds, n_updates=outer)
+    return PositionHold(slow, _rows([table.position_gain] * n), speed, *bounds, n_updates=outer)
 
 
 def quadrotor(frames: Sequence[Airframe], n_substeps: int) -> Quadrotor:
@@ -128,6 +144,7 @@ def quadrotor(frames: Sequence[Airframe], n_substeps: int) -> Quadrotor:
         drag=_rows([f.drag for f in frames]),
         drag_per_speed=per_rpm,
         rotors=rotors,
+        body_drag=_body_drag(frames),
         n_substeps=n_substeps,
     )
 
@@ -145,6 +162,7 @@ def attitude_flight(frames: Sequence[Airframe], model: Model, table: ControlTabl
     else:
         response = FirstOrder(_rows(gain), _rows(damping / stiffness))
     n_rotors = len(frames[0].rotors.spin)
+    effect = [(f.rotors.ground_effect or 0.0) * (f.rotors.radius / 4) ** 2 for f in frames]
     return AttitudeFlight(
         mass=_rows([f.mass for f in frames]),
         gravity=_rows([f.gravity for f in frames]),
@@ -154,8 +172,16 @@ def attitude_flight(frames: Sequence[Airframe], model: Model, table: ControlTabl
         thrust_gain=_rows([t.thrust_gain for t in tables]),
         max_tilt=_rows([table.max_tilt] * len(frames)),
         thrust_range=_rows([[n_rotors * x for x in f.rotors.thrust_range] for f in frames]),
+        ground_effect=_rows(effect) if any(effect) else None,
+        body_drag=_body_drag(frames),
         n_substeps=n_substeps,
     )
+
+
+def _body_drag(frames: Sequence[Airframe]) -> Float[Array, "kinds 3"] | None:
+    """Half of the air's density times the areas, kilograms per metre."""
+    areas = [f.drag_area for f in frames]
+    return _rows(0.5 * AIR_DENSITY * np.asarray(areas)) if np.any(areas) else None
 
 
 def _attitude_of(frame: Airframe) -> AttitudeTable:

@@ -12,9 +12,8 @@ Parameters are arrays over kinds, gathered once in a step. All is per entity: wh
 import abc
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from swarm.entities import Entities
 
@@ -52,7 +51,7 @@ class Motion(eqx.Module):
 class AbstractDynamics(eqx.Module):
     """Moves entities under a command that is held during a step.
 
-    Commands are in physical units and limited here, so that any finite command is legal.
+    Commands are in physical units and limited here, so that any finite command is legal; `limited` says whose are.
     """
 
     @abc.abstractmethod
@@ -62,6 +61,13 @@ class AbstractDynamics(eqx.Module):
     @abc.abstractmethod
     def command(self, action: Float[Array, "n c"], kind: Int[Array, " n"]) -> Float[Array, "n c"]:
         """Commands from actions in [-1, 1], which span the limits of a kind; these must be finite then."""
+
+    def limited(self, command: Float[Array, "n c"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Whose command is beyond a limit of its kind, so that `step` carries out another one; nobody's without limits.
+
+        What a controller itself asks of the layer below is limited without being reported.
+        """
+        return jnp.zeros(command.shape[0], bool)
 
     @abc.abstractmethod
     def init(self, entities: Entities) -> Motion:
@@ -77,6 +83,6 @@ class AbstractDynamics(eqx.Module):
         """Advance by `dt` seconds."""
 
 
-def wrapped(angle: Float[Array, "*v"]) -> Float[Array, "*v"]:
-    """The same angle in [-pi, pi]; radians."""
-    return angle - 2 * jnp.pi * jax.lax.stop_gradient(jnp.round(angle / (2 * jnp.pi)))
+def outside(value: Float[Array, "*#v"], low: Float[Array, "*#v"], high: Float[Array, "*#v"]) -> Bool[Array, "*_v"]:
+    """Whether a number is beyond limits, which may be infinite, by more than rounding."""
+    return (value < low - 1e-5 * jnp.abs(low)) | (value > high + 1e-5 * jnp.abs(high))
