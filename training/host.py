@@ -17,6 +17,7 @@ from swarm.adapters.workers import Steps, Workers
 from swarm.scenario import TimeStep, World
 from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
 from training.networks import Memory
+from training.normalise import ValueScale
 from training.rollout import Actors, EpisodeSums, Experience, Rollout, Stage, decide, last, no_episodes, outcome
 
 
@@ -40,18 +41,21 @@ class HostCollector:
         self._workers: Workers | None = None
         self._stopping = threading.Event()
 
-    def __call__(self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors) -> tuple[Actors, Experience]:
+    def __call__(
+        self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors, scale: ValueScale | None = None
+    ) -> tuple[Actors, Experience]:
         """Step for a rollout.
 
         Args:
             arrays: parameters, on the device.
             draw: three numbers that name this rollout among all of the run.
             actors: the worlds as the last call left them.
+            scale: of the values that the networks say, on the device; None: they are in units of reward.
 
         Raises:
             HostError: an environment, or the process that steps it, failed.
         """
-        stage, config = self._learner.stage(eqx.combine(arrays, self._static)), self._learner.config
+        stage, config = self._learner.stage(eqx.combine(arrays, self._static), scale), self._learner.config
         if self._workers is None:
             actors = self._begin(stage, actors)
         assert self._workers is not None
@@ -135,7 +139,7 @@ def _take_in(
     world, observation, n_episodes, episode_return, memory = select(ended, anew, went_on)
     timestep = eqx.tree_at(lambda t: t.observation, timestep, observation)
     actors = Actors(world, timestep, actors.index, n_episodes, episode_return, memory, others)
-    return actors, outcome(row, reward, jnp.where(lives[..., None], value, 0.0), lives, ended), metrics
+    return actors, outcome(row, reward, stage.scale.restore(value, lives), lives, ended), metrics
 
 
 def _bootstrap(

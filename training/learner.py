@@ -19,7 +19,7 @@ from training.mixing import OwnWeight
 from training.networks import Minds, Network
 from training.normalise import ValueScale
 from training.policy import TeamPolicy
-from training.reductions import AXIS, count, mean_over, over_devices, part_of_mean
+from training.reductions import AXIS, count, mean_and_variance, mean_over, over_devices, part_of_mean
 from training.rollout import Actors, EpisodeSums, Experience, Stage, collect, start
 
 
@@ -32,6 +32,7 @@ class Learned(eqx.Module):
         scale: of the values; stays 1 unless values are normalised.
         own_weight: of the own reward; None unless it is learned.
         behind: parameters before the last updates, oldest first, along a leading axis; None unless actors lag.
+        scales_behind: their scales of the values, likewise.
         key: of the run; never advanced, draws fold in the number of the update.
         n_updates: updates done.
     """
@@ -41,6 +42,7 @@ class Learned(eqx.Module):
     scale: ValueScale
     own_weight: OwnWeight | None
     behind: PyTree
+    scales_behind: ValueScale | None
     key: Key[Array, ""]
     n_updates: Int[Array, ""]
 
@@ -123,10 +125,12 @@ class AbstractLearner(eqx.Module):
         """Of the actions."""
         return distribution_of(self.simulator.rules)
 
-    def stage(self, minds: Minds, teaching: Bool[Array, ""] | None = None) -> Stage:
-        """What acts, and where; the teacher teaches unless told otherwise."""
+    def stage(self, minds: Minds, scale: ValueScale | None = None, teaching: Bool[Array, ""] | None = None) -> Stage:
+        """What acts, and where; values are in units of reward, and the teacher teaches, unless told otherwise."""
+        scale = ValueScale.start(n_streams(self.config.credit)) if scale is None else scale
         teaching = jnp.ones((), bool) if teaching is None else teaching
-        return Stage(self.simulator, self.grouping, minds, self.distribution, self.opponents, self.teacher, teaching)
+        distribution, teacher = self.distribution, self.teacher
+        return Stage(self.simulator, self.grouping, minds, scale, distribution, self.opponents, teacher, teaching)
 
     def init(self, seed: int) -> tuple[Learned, Actors]:
         """Return a fresh learner and its worlds, placed on the mesh."""
@@ -178,9 +182,9 @@ class AbstractLearner(eqx.Module):
         minds = Minds(tuple(build(k) for k in keys), self.of_team, self.simulator.rules.capacities)
         optimizer = self.optimizer.init(eqx.filter(minds, eqx.is_inexact_array))
         own_weight = OwnWeight.start(credit.own_weight) if credit.learn_own_weight else None
-        return Learned(
-            minds, optimizer, ValueScale.start(n_streams(credit)), own_weight, self.behind(minds), key, jnp.int32(0)
-        )
+        scale = ValueScale.start(n_streams(credit))
+        behind = self.behind(eqx.filter(minds, eqx.is_inexact_array)), self.behind(scale)
+        return Learned(minds, optimizer, scale, own_weight, *behind, key, jnp.int32(0))
 
     @eqx.filter_jit
     def update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
@@ -252,22 +256,22 @@ class AbstractLearner(eqx.Module):
         """Parts that a rollout is learned from in each pass; the memory is kept before each."""
         return 1
 
-    def behind(self, minds: Minds) -> PyTree:
-        """What is kept of parameters that were."""
+    def behind(self, arrays: PyTree) -> PyTree:
+        """What is kept of arrays that were."""
         return None
 
     @abc.abstractmethod
     def learn(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
         """Learn from experience; returns losses and statistics, too. The number of updates is counted elsewhere."""
 
-    def acting(self, learned: Learned) -> Minds:
-        """The networks that collect experience."""
-        return learned.network
+    def acting(self, learned: Learned) -> tuple[Minds, ValueScale]:
+        """The networks that collect experience, and the scale of their values."""
+        return learned.network, learned.scale
 
     def collect(self, learned: Learned, actors: Actors) -> tuple[Actors, Experience]:
         """Step the worlds for a rollout."""
         act_base = jax.random.fold_in(run_key(learned.key, 2), learned.n_updates)
-        stage = self.stage(self.acting(learned), self.teacher_weight(learned) > 0)
+        stage = self.stage(*self.acting(learned), self.teacher_weight(learned) > 0)
         reset_base = run_key(learned.key, 1)
         return collect(stage, actors, reset_base, act_base, self.config.rollout, self.n_parts)
 
@@ -279,7 +283,7 @@ class AbstractLearner(eqx.Module):
     def _counted(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
         """Learn, and count the update and the steps of entities."""
         learned, metrics = self.learn(learned, experience)
-        n_alive = jnp.sum(experience.rollout.mind >= 0, dtype=jnp.float32)
+        n_alive = jnp.sum(experience.rollout.mind >= 0, dtype=jnp.int32).astype(jnp.float32)
         learned = eqx.tree_at(lambda x: x.n_updates, learned, learned.n_updates + 1)
         return learned, metrics | {"agent_steps": over_devices(n_alive)}
 
@@ -323,7 +327,7 @@ class AbstractLearner(eqx.Module):
         streams = (
             reward_streams(groups.reward, valid, c.credit),
             value,
-            scale.restore(rollout.final_value, rollout.final_valid),
+            rollout.final_value,
         )
         rows = valid, rollout.membership.identity, rollout.final_valid, rollout.ended, people, log_ratio
 
@@ -422,7 +426,7 @@ class AbstractLearner(eqx.Module):
         """The scale of the values after these targets; the same if the settings do not normalise."""
         if not self.config.normalise_value:
             return scale
-        return scale.update(*(mean_over(x, valid[..., None]) for x in (target, jnp.square(target))))
+        return scale.update(*mean_and_variance(target, valid[..., None]))
 
     def statistics(self, experience: Experience, groups: Groups, target: Array, value: Array) -> dict[str, Array]:
         """How well values fit, and how many there are."""
@@ -461,20 +465,16 @@ def put(tree: PyTree, where: Any) -> PyTree:
     return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
 
 
-def _variance(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> Float[Array, " v"]:
-    """Variance of what is marked, on all devices."""
-    return mean_over(jnp.square(x - mean_over(x, mask)[None, None, None]), mask)
-
-
 def _unexplained(target: Array, value: Array, valid: Array) -> Float[Array, ""]:
     """Share of the targets' variance that the values leave; mean over the streams."""
     mask = valid[..., None]
-    return jnp.mean(_variance(target - value, mask) / jnp.maximum(_variance(target, mask), 1e-8))
+    left, all_of_it = (mean_and_variance(x, mask)[1] for x in (target - value, target))
+    return jnp.mean(left / jnp.maximum(all_of_it, 1e-8))
 
 
 def _mean_sum(mask: Bool[Array, "t b m"]) -> Float[Array, ""]:
     """Mean over steps and worlds of how many are marked."""
-    marked = over_devices(jnp.sum(mask, dtype=jnp.float32))
+    marked = over_devices(jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32))
     return marked / over_devices(jnp.float32(mask.shape[0] * mask.shape[1]))
 
 

@@ -28,7 +28,7 @@ class Batch(eqx.Module):
     Attributes:
         rows: what was seen and done.
         old_log_prob: per group, separated as the credit settings say.
-        old_value: likewise, per stream.
+        old_value: likewise, per stream, in units of reward by the scale that the loss has.
         advantage: normalised, per stream.
         target: of the value, per stream.
         acts: a member had a choice; only such steps count for the policy.
@@ -83,8 +83,10 @@ class MPPO(AbstractLearner):
         valid, acts = groups.valid, groups.acts
         value, last_value = learned.scale.restore(rollout.value, valid), self.last_value(learned.network, experience)
         advantage, target, old_value = self.assign(learned.scale, experience, groups, value, last_value)
-        scale = self.rescaled(learned.scale, target, valid)
         statistics = self.statistics(experience, groups, target, old_value)
+        # What the critic said is compared with what it will say, so both are told by the scale that holds from now on.
+        scale = self.rescaled(learned.scale, target, valid)
+        old_value = self.separate_values(scale.restore(rollout.value, valid), valid)
         batch = Batch(
             rows=Rows.of(experience, valid),
             old_log_prob=separate(groups.log_prob, valid, c.credit.log_prob),

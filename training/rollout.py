@@ -13,6 +13,7 @@ from swarm.simulator import Simulator, for_each_marked
 from training.credit import GroupBy, Membership, People
 from training.distributions import AbstractDistribution, Raw
 from training.networks import Memory, Minds
+from training.normalise import ValueScale
 from training.policy import TeamPolicy
 
 
@@ -51,8 +52,9 @@ class Rollout(eqx.Module):
         fresh: whether its memory was another's.
         membership: who belonged to which group slot when the step began, of those that learn.
         people: who they were.
-        final_value: like value, of the last observation where the world was truncated in the step; else 0. Worlds that
-            do not run in JAX may truncate a group alone.
+        final_value: of the last observation where the world was truncated in the step; else 0; in units of reward,
+            since the scale moves on before what acts late is learned from. Worlds that do not run in JAX may truncate
+            a group alone.
         final_valid: whether the group lived at that observation.
         ended: whether the world's episode ended in the step.
         taught: what the teacher would have done, per entity; None without one.
@@ -126,6 +128,7 @@ class Stage(eqx.Module):
         simulator: for one world; vmapped here.
         grouping: finds the group slots that trajectories belong to.
         minds: the networks that learn.
+        scale: of their values, when they were those that learned.
         distribution: of their actions.
         opponents: acts for the teams that do not learn; None where all learn.
         teacher: what those that learn do is compared with what it would do; None: nobody teaches.
@@ -135,6 +138,7 @@ class Stage(eqx.Module):
     simulator: Simulator
     grouping: GroupBy
     minds: Minds
+    scale: ValueScale
     distribution: AbstractDistribution
     opponents: TeamPolicy | None
     teacher: AbstractPolicy | None
@@ -282,8 +286,8 @@ def _step(
         others=others,
     )
     final = rows.final_value, rows.final_valid
-    after, sums, final = _finish(stage, reset_base, after, sums, rows.membership.identity, final)
-    return (after, sums), outcome(rows, reward, *final, timestep.ended)
+    after, sums, (value, lives) = _finish(stage, reset_base, after, sums, rows.membership.identity, final)
+    return (after, sums), outcome(rows, reward, stage.scale.restore(value, lives), lives, timestep.ended)
 
 
 def outcome(rows: Rollout, reward: Any, final_value: Any, final_valid: Any, ended: Any) -> Rollout:
