@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from training.credit import separate
 from training.learner import AbstractLearner, Groups, Learned, Rows
 from training.networks import Minds
 from training.normalise import ValueScale
 from training.reductions import count, part_of_mean, sum_over_devices
 from training.rollout import Experience
+from training.sides import separate
 
 
 class IMPALA(AbstractLearner):
@@ -86,13 +86,13 @@ class IMPALA(AbstractLearner):
         the values, too.
         """
         c, network, valid, acts = self.config, eqx.combine(params, static), groups.valid, groups.acts
-        rows = Rows.of(experience, valid)
+        rows, sides = Rows.of(experience, groups), groups.sides
         log_prob, entropy, value, imitation = self.evaluate(network, rows, experience.state[0], scale)
-        log_ratio = jax.lax.stop_gradient(log_prob - separate(groups.log_prob, valid, c.credit.log_prob))
+        log_ratio = jax.lax.stop_gradient(log_prob - separate(groups.log_prob, valid, c.credit.log_prob, sides))
         expected = jax.lax.stop_gradient((value, self.last_value(network, experience)))
         corrects = log_ratio if c.impala.vtrace else None
         advantage, target, _ = self.assign(scale, experience, groups, *expected, corrects)
-        value = self.separate_values(value, valid)
+        value = self.separate_values(value, valid, sides)
         ratio = jnp.exp(log_ratio)
         advantage = self.normalised(advantage, acts, jnp.minimum(ratio, 1.0) if c.impala.vtrace else None)
         error = jnp.square((value - target) / scale.scale[None, None, None])

@@ -13,7 +13,16 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from swarm.scenario import AbstractPolicy, Observation
 from swarm.simulator import Simulator
 from training.config import TrainingConfig
-from training.credit import GroupBy, Membership, Trajectory, advantages, n_streams, reward_streams, separate
+from training.credit import (
+    GroupBy,
+    Membership,
+    People,
+    Trajectory,
+    advantages,
+    n_streams,
+    own_weights,
+    reward_streams,
+)
 from training.distributions import AbstractDistribution, Raw, distribution_of
 from training.mixing import OwnWeight
 from training.networks import Minds, Network
@@ -21,6 +30,7 @@ from training.normalise import ValueScale
 from training.policy import TeamPolicy
 from training.reductions import AXIS, count, mean_and_variance, mean_over, over_devices, part_of_mean
 from training.rollout import Actors, EpisodeSums, Experience, Stage, collect, start
+from training.sides import Sides, separate
 
 
 class Learned(eqx.Module):
@@ -55,12 +65,14 @@ class Groups(eqx.Module):
         log_prob: of all that the members did, when they did it.
         valid: a member lived.
         acts: a member had a choice; only such steps count for the policy.
+        sides: whose team each group is; None where only one learns.
     """
 
     reward: Float[Array, "*t g"]
     log_prob: Float[Array, "*t g"]
     valid: Bool[Array, "*t g"]
     acts: Bool[Array, "*t g"]
+    sides: Sides | None
 
 
 class Rows(eqx.Module):
@@ -73,6 +85,7 @@ class Rows(eqx.Module):
         fresh: whether an entity's memory starts from nothing.
         index: group slot per entity.
         valid: a member of the group lived.
+        sides: whose team each group is; None where only one learns.
         taught: what the teacher would have done, per entity; None without one.
     """
 
@@ -82,13 +95,14 @@ class Rows(eqx.Module):
     fresh: Bool[Array, "*b n"]
     index: Int[Array, "*b n"]
     valid: Bool[Array, "*b g"]
+    sides: Sides | None
     taught: Raw | None
 
     @classmethod
-    def of(cls, experience: Experience, valid: Bool[Array, "t b g"]) -> "Rows":
+    def of(cls, experience: Experience, groups: Groups) -> "Rows":
         """All steps of a rollout."""
-        r = experience.rollout
-        return cls(r.observation, r.raw, r.mind, r.fresh, r.membership.index, valid, r.taught)
+        r, g = experience.rollout, groups
+        return cls(r.observation, r.raw, r.mind, r.fresh, r.membership.index, g.valid, g.sides, r.taught)
 
 
 class AbstractLearner(eqx.Module):
@@ -293,7 +307,14 @@ class AbstractLearner(eqx.Module):
         choice = (rollout.mind >= 0) & self.distribution.has_choice(rollout.observation.action_mask)
         per_step = jax.vmap(jax.vmap(_group_quantities))
         reward = rollout.reward * self.config.reward_scale
-        return Groups(*per_step(rollout.membership, reward, rollout.log_prob, choice))
+        quantities = per_step(rollout.membership, reward, rollout.log_prob, choice)
+        return Groups(*quantities, self.sides(rollout.people, rollout.membership.n_groups))
+
+    def sides(self, people: People, n_groups: int) -> Sides | None:
+        """Whose team each group is; None where only one learns."""
+        if len([network for network in self.of_team if network >= 0]) == 1:
+            return None
+        return Sides.of(people.team, people.index, n_groups, self.simulator.rules.n_teams)
 
     def last_value(self, network: Minds, experience: Experience) -> Float[Array, "b g v"]:
         """What a network expects after the last step."""
@@ -324,17 +345,15 @@ class AbstractLearner(eqx.Module):
         valid = groups.valid
         last_valid = jax.vmap(lambda m: m.any(m.index >= 0))(last.membership)
         people = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), rollout.people, last.people)
-        streams = (
-            reward_streams(groups.reward, valid, c.credit),
-            value,
-            rollout.final_value,
-        )
-        rows = valid, rollout.membership.identity, rollout.final_valid, rollout.ended, people, log_ratio
+        streams = (reward_streams(groups.reward, valid, c.credit, groups.sides), value, rollout.final_value)
+        sides = self.sides(people, rollout.membership.n_groups)
+        rows = valid, rollout.membership.identity, rollout.final_valid, rollout.ended, people, log_ratio, sides
+        own_weight = jnp.asarray(own_weights(c.credit))
 
         def of_world(streams: Any, rows: Any, last_value: Array, last_valid: Array, last_identity: Array) -> Any:
-            valid, identity, final_valid, ended, people, log_ratio = rows
+            valid, identity, final_valid, ended, people, log_ratio, sides = rows
 
-            def of_stream(stream: tuple[Array, Array, Array], last_value: Array) -> tuple[Array, Array, Array]:
+            def of_stream(stream: tuple[Array, Array, Array], last_value: Array, own_weight: Array) -> Any:
                 reward, value, final_value = stream
                 return advantages(
                     Trajectory(reward, value, valid, identity, final_value, final_valid, ended),
@@ -347,9 +366,11 @@ class AbstractLearner(eqx.Module):
                     people,
                     self.simulator.rules.n_teams,
                     log_ratio,
+                    sides,
+                    own_weight,
                 )
 
-            return jax.vmap(of_stream, in_axes=-1, out_axes=-1)(streams, last_value)
+            return jax.vmap(of_stream, in_axes=-1, out_axes=-1)(streams, last_value, own_weight)
 
         return jax.vmap(of_world, in_axes=(1, 1, 0, 0, 0), out_axes=1)(
             streams, rows, scale.restore(last_value, last_valid), last_valid, last.membership.identity
@@ -373,8 +394,8 @@ class AbstractLearner(eqx.Module):
 
         log_prob, entropy = (jax.vmap(jax.vmap(total))(rows.index, x) for x in (log_prob, entropy))
         return (
-            separate(log_prob, valid, credit.log_prob),
-            separate(entropy, valid, credit.entropy),
+            separate(log_prob, valid, credit.log_prob, rows.sides),
+            separate(entropy, valid, credit.entropy, rows.sides),
             scale.restore(value, valid),
             self._imitation(parameters, rows),
         )
@@ -386,9 +407,11 @@ class AbstractLearner(eqx.Module):
         learns = (rows.mind >= 0) & self.distribution.has_choice(mask)
         return part_of_mean(self.distribution.surprise(parameters, mask, rows.taught), learns, count(learns))
 
-    def separate_values(self, value: Float[Array, "*b g v"], valid: Bool[Array, "*b g"]) -> Float[Array, "*b g v"]:
-        """Each group's own values, or the sum over all, as the settings say."""
-        return jax.vmap(lambda v: separate(v, valid, self.config.credit.value), in_axes=-1, out_axes=-1)(value)
+    def separate_values(
+        self, value: Float[Array, "*b g v"], valid: Bool[Array, "*b g"], sides: Sides | None
+    ) -> Float[Array, "*b g v"]:
+        """Each group's own values, or the sum over all of its team, as the settings say."""
+        return jax.vmap(lambda v: separate(v, valid, self.config.credit.value, sides), in_axes=-1, out_axes=-1)(value)
 
     def weight(self, learned: Learned, name: Literal["clip", "entropy_weight"]) -> Float[Array, ""]:
         """A setting, by its schedule."""

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from training.credit import separate
 from training.learner import AbstractLearner, Learned, Rows, run_key
 from training.losses import clipped_policy_loss, clipped_value_loss
 from training.mixing import OwnWeight
@@ -20,6 +19,7 @@ from training.networks import Minds
 from training.normalise import ValueScale
 from training.reductions import count, part_of_mean, sum_over_devices
 from training.rollout import Experience
+from training.sides import separate
 
 
 class Batch(eqx.Module):
@@ -86,10 +86,10 @@ class MPPO(AbstractLearner):
         statistics = self.statistics(experience, groups, target, old_value)
         # What the critic said is compared with what it will say, so both are told by the scale that holds from now on.
         scale = self.rescaled(learned.scale, target, valid)
-        old_value = self.separate_values(scale.restore(rollout.value, valid), valid)
+        old_value = self.separate_values(scale.restore(rollout.value, valid), valid, groups.sides)
         batch = Batch(
-            rows=Rows.of(experience, valid),
-            old_log_prob=separate(groups.log_prob, valid, c.credit.log_prob),
+            rows=Rows.of(experience, groups),
+            old_log_prob=separate(groups.log_prob, valid, c.credit.log_prob, groups.sides),
             old_value=old_value,
             advantage=self.normalised(advantage, acts),
             target=target,
@@ -200,7 +200,7 @@ class MPPO(AbstractLearner):
         c = self.config
         network = eqx.combine(params, static)
         log_prob, entropy, value, imitation = self.evaluate(network, batch.rows, state, weights.values)
-        value = self.separate_values(value, batch.rows.valid)
+        value = self.separate_values(value, batch.rows.valid, batch.rows.sides)
         advantage = jnp.sum(batch.advantage * weights.streams[None, None, None], axis=-1)
         policy = clipped_policy_loss(log_prob, batch.old_log_prob, advantage, weights.clip)
         scale = weights.values.scale[None, None, None]

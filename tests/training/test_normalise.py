@@ -101,7 +101,7 @@ def test_nothing_is_beyond_the_clip_while_parameters_are_what_they_were(rivals, 
         batch, scale, _ = learner._prepare(learned, experience)
         state = experience.state[0]
         said = learner.evaluate(learned.network, batch.rows, state, scale)[2]
-        said = learner.separate_values(said, batch.rows.valid)
+        said = learner.separate_values(said, batch.rows.valid, batch.rows.sides)
         return (said - batch.old_value) / scale.scale[None, None, None], scale.scale, scale.offset
 
     (learned, actors), scales = learner.init(0), []
