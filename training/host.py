@@ -130,8 +130,8 @@ def _take_in(
     value, lives = _bootstrap(stage, final, following, memory, timestep)
     # As everywhere: a slot that passed on has nothing to do with the trajectory before it.
     lives &= jax.vmap(stage.grouping)(final).identity == row.membership.identity
-    episode_return = actors.episode_return + jnp.sum(reward, axis=1)
-    metrics = jax.vmap(stage.simulator.metrics)(final) | {"return": episode_return}
+    episode_return = actors.episode_return + jax.vmap(stage.earned)(actors.world.entities, reward)
+    metrics = jax.vmap(stage.simulator.metrics)(final) | jax.vmap(stage.returns)(episode_return)
     begun, first = jax.vmap(lambda s: begin(stage.simulator, s))(steps)
     observation = jax.vmap(stage.simulator.rules.observe)(following)
     went_on = following, observation, actors.n_episodes, episode_return, memory

@@ -15,6 +15,7 @@ from training.distributions import AbstractDistribution, Raw
 from training.networks import Memory, Minds
 from training.normalise import ValueScale
 from training.policy import TeamPolicy
+from training.returns import by_team_and_kind, named_returns
 
 
 class Actors(eqx.Module):
@@ -25,7 +26,7 @@ class Actors(eqx.Module):
         timestep: their last time steps; the observation is of the running episode.
         index: number of the world among all worlds of the run, so that draws do not depend on the sharding.
         n_episodes: episodes started, which seeds the next.
-        episode_return: rewards so far in the episode, of all entities that learn.
+        episode_return: rewards so far in the episode, of all entities that learn, by team and kind.
         memory: what the networks remember of the entities.
         others: what the policies that do not learn remember: those that act for teams, and the teacher.
     """
@@ -34,7 +35,7 @@ class Actors(eqx.Module):
     timestep: TimeStep
     index: Int[Array, " b"]
     n_episodes: Int[Array, " b"]
-    episode_return: Float[Array, " b"]
+    episode_return: Float[Array, "b m k"]
     memory: Memory
     others: PyTree
 
@@ -149,6 +150,15 @@ class Stage(eqx.Module):
         mind = self.minds.mind(world.entities.team, alive)
         return self.grouping(world).of(mind >= 0), mind
 
+    def earned(self, entities: Entities, reward: Float[Array, " n"]) -> Float[Array, "m k"]:
+        """Rewards of a step by team and kind, of those that learn: the others' are 0."""
+        return by_team_and_kind(reward, entities.alive, entities, self.simulator.rules)
+
+    def returns(self, reward: Float[Array, "m k"]) -> dict[str, Float[Array, ""]]:
+        """An episode's rewards as metrics."""
+        judged = tuple(team for team, network in enumerate(self.minds.of_team) if network >= 0)
+        return named_returns(reward, self.simulator.rules, judged)
+
 
 N_STATUS_BITS = 8
 
@@ -169,7 +179,8 @@ def start(stage: Stage, key: Key[Array, ""], index: Int[Array, " b"]) -> Actors:
     n = world.entities.alive.shape[1]
     memory = jax.vmap(lambda _: Memory.empty(n, stage.minds.width))(index)
     others = jax.vmap(lambda _: _start_others(stage, n))(index)
-    return Actors(world, timestep, index, zero + 1, zero.astype(jnp.float32), memory, others)
+    nothing = jnp.zeros((*index.shape, stage.simulator.rules.n_teams, len(stage.simulator.rules.kinds)))
+    return Actors(world, timestep, index, zero + 1, nothing, memory, others)
 
 
 def _start_others(stage: Stage, n_slots: int) -> PyTree:
@@ -211,7 +222,8 @@ def collect(
 def no_episodes(stage: Stage, actors: Actors) -> EpisodeSums:
     """Sums over nothing."""
     metrics = jax.eval_shape(stage.simulator.metrics, jax.tree.map(lambda x: x[0], actors.world))
-    zeros = {name: jnp.zeros(()) for name in (*metrics, "return")}
+    returns = jax.eval_shape(stage.returns, actors.episode_return[0])
+    zeros = {name: jnp.zeros(()) for name in (*metrics, *returns)}
     return EpisodeSums(jnp.zeros(()), zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
 
 
@@ -281,7 +293,7 @@ def _step(
         timestep=timestep,
         index=actors.index,
         n_episodes=actors.n_episodes,
-        episode_return=actors.episode_return + jnp.sum(reward, axis=1),
+        episode_return=actors.episode_return + jax.vmap(stage.earned)(actors.world.entities, reward),
         memory=Memory(state, actors.world.entities.uid),
         others=others,
     )
@@ -342,7 +354,7 @@ def _finish(
         _, value, _ = stage.minds.step(observation, mind, members.index, members.n_groups, memory.state, fresh)
         # A slot that passed on in the very step of the end has nothing to do with the trajectory before it.
         lives = truncated[i] & members.any(members.index >= 0) & (members.identity == identity[i])
-        metrics = stage.simulator.metrics(world) | {"return": actors.episode_return[i]}
+        metrics = stage.simulator.metrics(world) | stage.returns(actors.episode_return[i])
         sums = EpisodeSums(
             sums.count + 1,
             {name: total + metrics[name] for name, total in sums.metrics.items()},
