@@ -26,6 +26,7 @@ from swarm.errors import RunError, SwarmError
 from training.host import HostCollector
 from training.impala import IMPALA
 from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
+from training.normalise import ValueScale
 from training.reductions import AXIS
 from training.rollout import Actors, Experience, collect, start
 
@@ -121,9 +122,9 @@ class Actor(threading.Thread):
             while not self.stopping.is_set():
                 version, arrays = self._parameters.newest()
                 with self._timeline.span(self.name, "collect"):
-                    arrays = jax.device_put(arrays, self._device)
+                    arrays, scale = jax.device_put(arrays, self._device)
                     draw = jnp.asarray([self.number, version, rollout], jnp.int32)
-                    self._actors, experience = jax.block_until_ready(self._step(arrays, draw, self._actors))
+                    self._actors, experience = jax.block_until_ready(self._step(arrays, draw, self._actors, scale))
                 began = time.perf_counter()
                 with self._timeline.span(self.name, "wait"):
                     self._deliver(Delivery(self.number, version, experience, self._actors, waited))
@@ -222,13 +223,14 @@ class Asynchronous:
         self._deliveries = queue.Queue(self.learner.config.impala.queue)
 
     def _begin(self, learned: Learned, actors: tuple[Actors, ...]) -> None:
-        arrays, static = eqx.partition(learned.network, eqx.is_inexact_array)
-        self._parameters = Parameters(int(learned.n_updates), arrays)
-        learner = self.learner
+        learner, static = self.learner, eqx.filter(learned.network, eqx.is_inexact_array, inverse=True)
+        self._parameters = Parameters(int(learned.n_updates), _published(learned))
 
         @eqx.filter_jit
-        def step(arrays: PyTree, draw: Int[Array, " 3"], actors: Actors) -> tuple[Actors, Experience]:
-            stage, act_base = learner.stage(eqx.combine(arrays, static)), rollout_key(learned.key, draw)
+        def step(
+            arrays: PyTree, draw: Int[Array, " 3"], actors: Actors, scale: ValueScale
+        ) -> tuple[Actors, Experience]:
+            stage, act_base = learner.stage(eqx.combine(arrays, static), scale), rollout_key(learned.key, draw)
             return collect(stage, actors, run_key(learned.key, 1), act_base, learner.config.rollout, learner.n_parts)
 
         if isinstance(learner.simulator.rules, HostRules):
@@ -256,7 +258,7 @@ class Asynchronous:
 
     def _publish(self, learned: Learned) -> None:
         assert self._parameters is not None
-        self._parameters.publish(int(learned.n_updates), eqx.filter(learned.network, eqx.is_inexact_array))
+        self._parameters.publish(int(learned.n_updates), _published(learned))
 
 
 class Alternating:
@@ -300,8 +302,8 @@ class Alternating:
         draw = jnp.asarray([0, int(learned.n_updates), 0], jnp.int32)
         try:
             with self.timeline.span("actor-0", "collect"):
-                arrays = put(eqx.filter(learner.acting(learned), eqx.is_inexact_array), device)
-                actors, experience = jax.block_until_ready(self._collector(arrays, draw, actors))
+                arrays, scale = put(eqx.filter(learner.acting(learned), eqx.is_inexact_array), device)
+                actors, experience = jax.block_until_ready(self._collector(arrays, draw, actors, scale))
         except HostError as error:
             raise ActorError(str(error)) from error
         with self.timeline.span("learner", "learn"):
@@ -313,6 +315,11 @@ class Alternating:
         if self._collector is not None:
             self._collector.close()
             self._collector = None
+
+
+def _published(learned: Learned) -> tuple[PyTree, ValueScale]:
+    """What actors fetch: the parameters, and the scale of their values."""
+    return eqx.filter(learned.network, eqx.is_inexact_array), learned.scale
 
 
 def spread(experience: Experience, mesh: Mesh) -> Experience:

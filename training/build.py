@@ -39,19 +39,21 @@ def build_learner(
     _check_devices(config, n_devices, n_actor_devices)
     devices, n_processes = jax.local_devices(), jax.process_count()
     simulator = scenario.simulator()
+    teams = build_teams(scenario, config, simulator)
+    several = len([network for network in teams.of_team if network >= 0]) > 1
     where = f"{scenario.place('training.credit.grouping')}: training.credit.grouping"
     grouping = group_by(
         config.credit.grouping,
         simulator.levels,
         lambda text: grouping_of(simulator.rules, text, where=where),
         where=where,
+        n_teams=simulator.rules.n_teams if several else 1,
     )
     on_host = isinstance(simulator.rules, HostRules)
     if on_host and n_processes > 1:
         raise ConfigError(
             f"{scenario.source}: host environments live in one process, and here are {n_processes}; start it alone"
         )
-    teams = build_teams(scenario, config, simulator)
     of_all = [device for process in range(n_processes) for device in jax.local_devices(process)[:n_devices]]
     mesh = Mesh(np.asarray(of_all), (AXIS,))
     learner_class = IMPALA if config.algorithm == "impala" else MPPO

@@ -18,13 +18,14 @@ class CreditTable(Table):
 
     Attributes:
         grouping: `entity`, `global`, a grouping rule (`kind`, `modulo:4`, `nearest:depot`) or a level of the hierarchy.
-        reward: own reward, or that of all groups together.
-        value: own value, or the sum over all groups.
-        log_prob: own log-probability, or that of all entities together.
-        entropy: own entropy, or that of all entities together.
-        advantage: own advantage, or the mean over all groups.
-        done: a trajectory ends with its group, or only with the world.
-        own_weight: weight of the own reward; the rest is the reward of all groups together.
+        reward: own reward, or that of all groups of the team together.
+        value: own value, or the sum over all groups of the team.
+        log_prob: own log-probability, or that of all entities of the team together.
+        entropy: own entropy, or that of all entities of the team together.
+        advantage: own advantage, or the mean over all groups of the team.
+        done: a trajectory ends with its group, or only with the world: then what the team gets after a group's end
+            still counts for it, as far as it is shared (`reward`, `own_weight`, `value`).
+        own_weight: weight of the own reward; the rest is the reward of all groups of the team together.
         learn_own_weight: learn that weight, from `own_weight` on (`training.mixing`).
         posthumous: share that a group is credited, after its death, of what the average survivor of its team earns.
         spawn: share that the group of a builder is credited of what the groups of those it builds earn.
@@ -48,6 +49,14 @@ class CreditTable(Table):
             raise ValueError(f"own_weight = {self.own_weight}: to learn it, start it between 0 and 1, like 0.5")
         if self.learn_own_weight and self.reward == "global":
             raise ValueError('learn_own_weight = true: there is no own reward with reward = "global"')
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _dies_once(self) -> "CreditTable":
+        if self.posthumous and self.done == "global":
+            raise ValueError(
+                f'posthumous = {self.posthumous}: with done = "global" the dead are credited already; set one of them'
+            )
         return self
 
 

@@ -150,18 +150,12 @@ class TanhNormal(AbstractDistribution):
     def log_prob_and_entropy(
         self, parameters: Float[Array, "*b n p"], action_mask: Bool[Array, "*b n a"], raw: Raw
     ) -> tuple[Float[Array, "*b n"], Float[Array, "*b n"]]:
-        """Of the commands; the entropy by Gauss-Hermite quadrature."""
+        """Of the commands; the entropy to 1e-4 nats for any mean and deviation (`_mean_log_cosh`)."""
         mean, log_std = self._split(parameters)
         z = (raw - mean) * jnp.exp(-log_std)
         log_prob = -0.5 * jnp.square(z) - log_std - 0.5 * math.log(2 * math.pi) - _log_slope(raw)
         # H[tanh(u)] = H[u] + E log(1 - tanh(u)^2).
-        nodes, weights = np.polynomial.hermite_e.hermegauss(9)
-        weights = np.asarray(weights / weights.sum(), np.float32)
-        u = mean[..., None] + jnp.exp(log_std)[..., None] * jnp.asarray(nodes, jnp.float32).reshape(
-            (1,) * mean.ndim + (-1,)
-        )
-        shrunk = jnp.sum(_log_slope(u) * weights.reshape((1,) * mean.ndim + (-1,)), axis=-1)
-        entropy = log_std + 0.5 * math.log(2 * math.pi * math.e) + shrunk
+        entropy = log_std + 0.5 * math.log(2 * math.pi * math.e) - 2.0 * _mean_log_cosh(mean, jnp.exp(log_std))
         return jnp.sum(log_prob, axis=-1), jnp.sum(entropy, axis=-1)
 
     def command(self, raw: Raw) -> Raw:
@@ -187,6 +181,26 @@ class TanhNormal(AbstractDistribution):
 def _log_slope(u: Array) -> Array:
     """log(1 - tanh(u)^2), without cancellation."""
     return 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+
+
+# Weights and standard deviations of three normal distributions that add up to nearly that of density sech(v)^2 / 2.
+_SECH = (0.32338888, 0.56599686, 0.11061426), (0.57638787, 0.92065164, 1.45817789)
+
+
+def _mean_log_cosh(mean: Float[Array, "*a"], std: Float[Array, "*a"]) -> Float[Array, "*a"]:
+    """E log cosh(u) of a normal u, in closed form.
+
+    log cosh(u) + log 2 = E |u + v| with v of density sech(v)^2 / 2, half a logistic variable. That is a mixture of
+    normal distributions over their scales (Stefanski 1991), and three of them come near enough (as in Monahan and
+    Stefanski 1992; fitted here, to 4e-5 for every u, and so for every distribution of it). So u + v is a mixture of
+    normal ones, too, and E |N(m, s^2)| = s sqrt(2 / pi) exp(-m^2 / 2 s^2) + m erf(m / s sqrt(2)).
+    """
+    total = jnp.full_like(mean, -math.log(2.0))
+    for weight, scale in zip(*_SECH, strict=True):
+        spread = jnp.sqrt(jnp.square(std) + scale**2)
+        x = mean / (math.sqrt(2.0) * spread)
+        total += weight * (math.sqrt(2.0 / math.pi) * spread * jnp.exp(-jnp.square(x)) + mean * jax.lax.erf(x))
+    return total
 
 
 def distribution_of(rules: AbstractRules) -> AbstractDistribution:

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from swarm.adapters.host import HostRules
 from swarm.hierarchy import reduce_groups
-from swarm.scenario import AbstractPolicy, TimeStep, World
+from swarm.scenario import AbstractPolicy, AbstractRules, TimeStep, World
 from swarm.simulator import Simulator
+from training.policy import TeamPolicy
+from training.returns import by_team_and_kind, named, named_by_level
 
 # Training derives its episodes from other folds of the seed's key.
 TEST, VALIDATION = 1_000_003, 1_000_033
@@ -27,59 +29,62 @@ def episode_keys(seed: int, n_episodes: int, stream: int = TEST) -> Key[Array, "
 
 
 class Tally(eqx.Module):
-    """Sums over the steps of an episode.
+    """Sums over the steps of an episode, of the teams that a policy is judged by.
 
     Attributes:
-        reward: of the entities of each kind.
-        deaths: of each kind.
-        steps: agent-steps of each kind.
-        group_reward: for each level above the entities, sum over steps of the mean reward of its living groups.
-        groups: for each such level, sum over steps of the number of its living groups.
+        reward: of the entities of each team and kind.
+        deaths: of each team and kind.
+        steps: agent-steps of each team and kind.
+        group_reward: for each level above the entities and each team, sum over steps of the mean reward of its living
+            groups, of which the members of other teams are no part.
+        groups: for each such level and team, sum over steps of the number of its living groups.
+        judged: numbers of the teams.
     """
 
-    reward: Float[Array, " kinds"]
-    deaths: Float[Array, " kinds"]
-    steps: Float[Array, " kinds"]
-    group_reward: Float[Array, " levels"]
-    groups: Float[Array, " levels"]
+    reward: Float[Array, "m k"]
+    deaths: Float[Array, "m k"]
+    steps: Float[Array, "m k"]
+    group_reward: Float[Array, "l m"]
+    groups: Float[Array, "l m"]
+    judged: tuple[int, ...] = eqx.field(static=True)
 
     @classmethod
-    def start(cls, simulator: Simulator) -> "Tally":
-        """Nothing yet."""
-        kinds, levels = jnp.zeros(len(simulator.rules.kinds)), jnp.zeros(len(simulator.levels) - 1)
-        return cls(kinds, kinds, kinds, levels, levels)
+    def start(cls, simulator: Simulator, policy: AbstractPolicy) -> "Tally":
+        """Nothing yet. A policy is judged by all teams, unless it has opponents."""
+        n_teams, n_kinds = simulator.rules.n_teams, len(simulator.rules.kinds)
+        judged = policy.judged if isinstance(policy, TeamPolicy) else None
+        kinds, levels = jnp.zeros((n_teams, n_kinds)), jnp.zeros((len(simulator.levels) - 1, n_teams))
+        return cls(kinds, kinds, kinds, levels, levels, tuple(range(n_teams)) if judged is None else judged)
 
-    def add(self, before: World, timestep: TimeStep, dead: Array) -> "Tally":
+    def add(self, rules: AbstractRules, before: World, timestep: TimeStep, dead: Array) -> "Tally":
         """Count a step: the world before it, and what it returned."""
-        alive, kind, n_kinds = timestep.valid, before.entities.kind, self.reward.shape[0]
-        index = jnp.where(alive, kind, -1)
+        n_teams, team = rules.n_teams, before.entities.team
+        is_judged = np.isin(np.arange(n_teams), self.judged)
+        alive = timestep.valid & jnp.asarray(is_judged)[jnp.where(timestep.valid, team, 0)]
 
-        def by_kind(values: Array) -> Array:
-            return reduce_groups(values.astype(jnp.float32), index, n_kinds, "sum")
+        def total(values: Array) -> Array:
+            return by_team_and_kind(values.astype(jnp.float32), alive, before.entities, rules)
 
         reward, numbers = [], []
         for level in range(1, self.groups.shape[0] + 1):
-            of, m = before.hierarchy.ancestor(level), before.hierarchy.identity[level - 1].shape[0]
-            of = jnp.where(alive, of, -1)
-            number = jnp.sum(reduce_groups(alive, of, m, "any"), dtype=jnp.float32)
-            total = jnp.sum(reduce_groups(timestep.reward, of, m, "sum"))
-            reward.append(total / jnp.maximum(number, 1.0))
+            of, m = before.hierarchy.ancestor(level), n_teams * before.hierarchy.identity[level - 1].shape[0]
+            of = jnp.where(alive & (of >= 0), of * n_teams + team, -1)
+            living = reduce_groups(alive, of, m, "any").reshape(-1, n_teams)
+            number = jnp.sum(living, axis=0, dtype=jnp.float32)
+            earned = jnp.sum(reduce_groups(timestep.reward, of, m, "sum").reshape(-1, n_teams), axis=0)
+            reward.append(earned / jnp.maximum(number, 1.0))
             numbers.append(number)
-        groups = [jnp.stack(x) if x else jnp.zeros(0) for x in (reward, numbers)]
-        new = Tally(by_kind(timestep.reward), by_kind(dead), by_kind(alive), groups[0], groups[1])
+        groups = [jnp.stack(x) if x else jnp.zeros((0, n_teams)) for x in (reward, numbers)]
+        new = Tally(total(timestep.reward), total(dead), total(alive), groups[0], groups[1], self.judged)
         return jax.tree.map(jnp.add, self, new)
 
     def metrics(self, simulator: Simulator, n_steps: Array) -> dict[str, Float[Array, ""]]:
-        """By name: `kind/light/return`, `level/crew/groups` and the like."""
-        named = {}
-        for k, name in enumerate(simulator.rules.kinds):
-            named[f"kind/{name}/return"] = self.reward[k]
-            named[f"kind/{name}/deaths"] = self.deaths[k]
-            named[f"kind/{name}/population"] = self.steps[k] / n_steps
-        for i, name in enumerate(simulator.levels[1:]):
-            named[f"level/{name}/return"] = self.group_reward[i]
-            named[f"level/{name}/groups"] = self.groups[i] / n_steps
-        return named
+        """By name: `return`, `kind/light/return`, `level/crew/groups` and the like (`training.returns`)."""
+        rules, judged = simulator.rules, self.judged
+        figures = {"return": self.reward, "deaths": self.deaths, "population": self.steps / n_steps}
+        of_groups = {"return": self.group_reward, "groups": self.groups / n_steps}
+        by_level = named_by_level(of_groups, simulator.levels[1:], judged)
+        return {"return": jnp.sum(self.reward)} | named(figures, rules, judged) | by_level
 
 
 Carry = tuple[World, TimeStep, PyTree, Tally]
@@ -99,14 +104,14 @@ def _play(simulator: Simulator, policy: AbstractPolicy, keys: Key[Array, " e"]) 
             action, memory = policy.act(before, timestep.observation, memory, key)
             world, timestep = simulator.step(before, action)
             same = world.entities.alive & (world.entities.uid == before.entities.uid)
-            tally = tally.add(before, timestep, timestep.valid & ~same)
+            tally = tally.add(simulator.rules, before, timestep, timestep.valid & ~same)
             return world, timestep, memory, tally
 
         world, timestep = simulator.reset(reset_key)
-        start = (world, timestep, policy.start(world.entities.n_slots), Tally.start(simulator))
+        start = (world, timestep, policy.start(world.entities.n_slots), Tally.start(simulator, policy))
         world, _, _, tally = jax.lax.while_loop(running, step, start)
         n_steps = world.step.astype(jnp.float32)
-        return simulator.metrics(world) | {"return": jnp.sum(tally.reward)} | tally.metrics(simulator, n_steps)
+        return simulator.metrics(world) | tally.metrics(simulator, n_steps)
 
     return jax.vmap(play_one)(keys)
 
@@ -115,6 +120,9 @@ def evaluate(
     simulator: Simulator, policy: AbstractPolicy, *, seed: int, n_episodes: int, stream: int = TEST
 ) -> dict[str, Float[np.ndarray, " e"]]:
     """Play episodes to their end and return the metrics of each at its end.
+
+    Returns, deaths and groups are those of the teams that the policy is judged by: all, or those that do not have other
+    policies act for them (`training.teams.Teams`).
 
     Raises:
         HostError: a host environment, or the process that steps it, failed.

@@ -17,6 +17,7 @@ from swarm.adapters.workers import Steps, Workers
 from swarm.scenario import TimeStep, World
 from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
 from training.networks import Memory
+from training.normalise import ValueScale
 from training.rollout import Actors, EpisodeSums, Experience, Rollout, Stage, decide, last, no_episodes, outcome
 
 
@@ -40,18 +41,21 @@ class HostCollector:
         self._workers: Workers | None = None
         self._stopping = threading.Event()
 
-    def __call__(self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors) -> tuple[Actors, Experience]:
+    def __call__(
+        self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors, scale: ValueScale | None = None
+    ) -> tuple[Actors, Experience]:
         """Step for a rollout.
 
         Args:
             arrays: parameters, on the device.
             draw: three numbers that name this rollout among all of the run.
             actors: the worlds as the last call left them.
+            scale: of the values that the networks say, on the device; None: they are in units of reward.
 
         Raises:
             HostError: an environment, or the process that steps it, failed.
         """
-        stage, config = self._learner.stage(eqx.combine(arrays, self._static)), self._learner.config
+        stage, config = self._learner.stage(eqx.combine(arrays, self._static), scale), self._learner.config
         if self._workers is None:
             actors = self._begin(stage, actors)
         assert self._workers is not None
@@ -126,8 +130,8 @@ def _take_in(
     value, lives = _bootstrap(stage, final, following, memory, timestep)
     # As everywhere: a slot that passed on has nothing to do with the trajectory before it.
     lives &= jax.vmap(stage.grouping)(final).identity == row.membership.identity
-    episode_return = actors.episode_return + jnp.sum(reward, axis=1)
-    metrics = jax.vmap(stage.simulator.metrics)(final) | {"return": episode_return}
+    episode_return = actors.episode_return + jax.vmap(stage.earned)(actors.world.entities, reward)
+    metrics = jax.vmap(stage.simulator.metrics)(final) | jax.vmap(stage.returns)(episode_return)
     begun, first = jax.vmap(lambda s: begin(stage.simulator, s))(steps)
     observation = jax.vmap(stage.simulator.rules.observe)(following)
     went_on = following, observation, actors.n_episodes, episode_return, memory
@@ -135,7 +139,7 @@ def _take_in(
     world, observation, n_episodes, episode_return, memory = select(ended, anew, went_on)
     timestep = eqx.tree_at(lambda t: t.observation, timestep, observation)
     actors = Actors(world, timestep, actors.index, n_episodes, episode_return, memory, others)
-    return actors, outcome(row, reward, jnp.where(lives[..., None], value, 0.0), lives, ended), metrics
+    return actors, outcome(row, reward, stage.scale.restore(value, lives), lives, ended), metrics
 
 
 def _bootstrap(

@@ -61,7 +61,7 @@ def _begin(simulator: Simulator, policy: AbstractPolicy, steps: Steps) -> _Scene
     def one(steps: Steps) -> _Scene:
         world, timestep = begin(simulator, steps)
         memory = policy.start(world.entities.n_slots)
-        return _Scene(world, timestep.observation, memory, Tally.start(simulator))
+        return _Scene(world, timestep.observation, memory, Tally.start(simulator, policy))
 
     return jax.vmap(one)(steps)
 
@@ -80,9 +80,8 @@ def _go_on(
 
     def one(scene: _Scene, memory: PyTree, steps: Steps) -> tuple[_Scene, Array, dict[str, Array]]:
         final, following, timestep = advance(simulator, scene.world, steps)
-        tally = scene.tally.add(scene.world, timestep, timestep.terminated)
-        named = tally.metrics(simulator, final.step.astype(jnp.float32))
-        metrics = simulator.metrics(final) | {"return": jnp.sum(tally.reward)} | named
+        tally = scene.tally.add(simulator.rules, scene.world, timestep, timestep.terminated)
+        metrics = simulator.metrics(final) | tally.metrics(simulator, final.step.astype(jnp.float32))
         scene = _Scene(following, simulator.rules.observe(following), memory, tally)
         return scene, timestep.ended, metrics
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from training.credit import separate
 from training.learner import AbstractLearner, Groups, Learned, Rows
 from training.networks import Minds
 from training.normalise import ValueScale
 from training.reductions import count, part_of_mean, sum_over_devices
 from training.rollout import Experience
+from training.sides import separate
 
 
 class IMPALA(AbstractLearner):
@@ -27,20 +27,18 @@ class IMPALA(AbstractLearner):
     before.
     """
 
-    def behind(self, minds: Minds) -> PyTree:
+    def behind(self, arrays: PyTree) -> PyTree:
         """As many copies as actors lag."""
-        if not self.config.impala.lag:
-            return None
-        return jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (self.config.impala.lag, *x.shape)), eqx.filter(minds, eqx.is_inexact_array)
-        )
+        lag = self.config.impala.lag
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (lag, *x.shape)), arrays) if lag else None
 
-    def acting(self, learned: Learned) -> Minds:
+    def acting(self, learned: Learned) -> tuple[Minds, ValueScale]:
         """The oldest parameters kept."""
         if learned.behind is None:
-            return learned.network
+            return learned.network, learned.scale
         static = eqx.filter(learned.network, eqx.is_inexact_array, inverse=True)
-        return eqx.combine(jax.tree.map(lambda x: x[0], learned.behind), static)
+        oldest, scale = jax.tree.map(lambda x: x[0], (learned.behind, learned.scales_behind))
+        return eqx.combine(oldest, static), scale
 
     def learn(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
         """Say anew what to do and to expect, correct, and follow the gradient."""
@@ -64,12 +62,12 @@ class IMPALA(AbstractLearner):
         carry = params, learned.optimizer, learned.scale
         numbers = jnp.tile(jnp.arange(n), self.config.epochs)
         (params, optimizer, scale), metrics = jax.lax.scan(step, carry, numbers)
-        behind = learned.behind
-        if behind is not None:
-            now = eqx.filter(learned.network, eqx.is_inexact_array)
+        behind = learned.behind, learned.scales_behind
+        if self.config.impala.lag:
+            now = eqx.filter(learned.network, eqx.is_inexact_array), learned.scale
             behind = jax.tree.map(lambda old, x: jnp.concatenate([old[1:], x[None]]), behind, now)
-        new = eqx.combine(params, static), optimizer, scale, behind
-        parts = lambda x: (x.network, x.optimizer, x.scale, x.behind)  # noqa: E731
+        new = eqx.combine(params, static), optimizer, scale, *behind
+        parts = lambda x: (x.network, x.optimizer, x.scale, x.behind, x.scales_behind)  # noqa: E731
         learned = eqx.tree_at(parts, learned, new, is_leaf=lambda x: x is None)
         return learned, {name: jnp.mean(x) for name, x in metrics.items()}
 
@@ -88,13 +86,13 @@ class IMPALA(AbstractLearner):
         the values, too.
         """
         c, network, valid, acts = self.config, eqx.combine(params, static), groups.valid, groups.acts
-        rows = Rows.of(experience, valid)
+        rows, sides = Rows.of(experience, groups), groups.sides
         log_prob, entropy, value, imitation = self.evaluate(network, rows, experience.state[0], scale)
-        log_ratio = jax.lax.stop_gradient(log_prob - separate(groups.log_prob, valid, c.credit.log_prob))
+        log_ratio = jax.lax.stop_gradient(log_prob - separate(groups.log_prob, valid, c.credit.log_prob, sides))
         expected = jax.lax.stop_gradient((value, self.last_value(network, experience)))
         corrects = log_ratio if c.impala.vtrace else None
         advantage, target, _ = self.assign(scale, experience, groups, *expected, corrects)
-        value = self.separate_values(value, valid)
+        value = self.separate_values(value, valid, sides)
         ratio = jnp.exp(log_ratio)
         advantage = self.normalised(advantage, acts, jnp.minimum(ratio, 1.0) if c.impala.vtrace else None)
         error = jnp.square((value - target) / scale.scale[None, None, None])

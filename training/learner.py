@@ -13,14 +13,24 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from swarm.scenario import AbstractPolicy, Observation
 from swarm.simulator import Simulator
 from training.config import TrainingConfig
-from training.credit import GroupBy, Membership, Trajectory, advantages, n_streams, reward_streams, separate
+from training.credit import (
+    GroupBy,
+    Membership,
+    People,
+    Trajectory,
+    advantages,
+    n_streams,
+    own_weights,
+    reward_streams,
+)
 from training.distributions import AbstractDistribution, Raw, distribution_of
 from training.mixing import OwnWeight
 from training.networks import Minds, Network
 from training.normalise import ValueScale
 from training.policy import TeamPolicy
-from training.reductions import AXIS, count, mean_over, over_devices, part_of_mean
+from training.reductions import AXIS, count, mean_and_variance, mean_over, over_devices, part_of_mean
 from training.rollout import Actors, EpisodeSums, Experience, Stage, collect, start
+from training.sides import Sides, separate
 
 
 class Learned(eqx.Module):
@@ -32,6 +42,7 @@ class Learned(eqx.Module):
         scale: of the values; stays 1 unless values are normalised.
         own_weight: of the own reward; None unless it is learned.
         behind: parameters before the last updates, oldest first, along a leading axis; None unless actors lag.
+        scales_behind: their scales of the values, likewise.
         key: of the run; never advanced, draws fold in the number of the update.
         n_updates: updates done.
     """
@@ -41,6 +52,7 @@ class Learned(eqx.Module):
     scale: ValueScale
     own_weight: OwnWeight | None
     behind: PyTree
+    scales_behind: ValueScale | None
     key: Key[Array, ""]
     n_updates: Int[Array, ""]
 
@@ -53,12 +65,14 @@ class Groups(eqx.Module):
         log_prob: of all that the members did, when they did it.
         valid: a member lived.
         acts: a member had a choice; only such steps count for the policy.
+        sides: whose team each group is; None where only one learns.
     """
 
     reward: Float[Array, "*t g"]
     log_prob: Float[Array, "*t g"]
     valid: Bool[Array, "*t g"]
     acts: Bool[Array, "*t g"]
+    sides: Sides | None
 
 
 class Rows(eqx.Module):
@@ -71,6 +85,7 @@ class Rows(eqx.Module):
         fresh: whether an entity's memory starts from nothing.
         index: group slot per entity.
         valid: a member of the group lived.
+        sides: whose team each group is; None where only one learns.
         taught: what the teacher would have done, per entity; None without one.
     """
 
@@ -80,13 +95,14 @@ class Rows(eqx.Module):
     fresh: Bool[Array, "*b n"]
     index: Int[Array, "*b n"]
     valid: Bool[Array, "*b g"]
+    sides: Sides | None
     taught: Raw | None
 
     @classmethod
-    def of(cls, experience: Experience, valid: Bool[Array, "t b g"]) -> "Rows":
+    def of(cls, experience: Experience, groups: Groups) -> "Rows":
         """All steps of a rollout."""
-        r = experience.rollout
-        return cls(r.observation, r.raw, r.mind, r.fresh, r.membership.index, valid, r.taught)
+        r, g = experience.rollout, groups
+        return cls(r.observation, r.raw, r.mind, r.fresh, r.membership.index, g.valid, g.sides, r.taught)
 
 
 class AbstractLearner(eqx.Module):
@@ -128,10 +144,11 @@ class AbstractLearner(eqx.Module):
         """Of the devices: `cpu`, or another."""
         return self.mesh.devices.flat[0].platform
 
-    def stage(self, minds: Minds, teaching: Bool[Array, ""] | None = None) -> Stage:
-        """What acts, and where; the teacher teaches unless told otherwise."""
+    def stage(self, minds: Minds, scale: ValueScale | None = None, teaching: Bool[Array, ""] | None = None) -> Stage:
+        """What acts, and where; values are in units of reward, and the teacher teaches, unless told otherwise."""
+        scale = ValueScale.start(n_streams(self.config.credit)) if scale is None else scale
         teaching = jnp.ones((), bool) if teaching is None else teaching
-        parts = self.simulator, self.grouping, minds, self.distribution, self.opponents, self.teacher, teaching
+        parts = self.simulator, self.grouping, minds, scale, self.distribution, self.opponents, self.teacher, teaching
         return Stage(*parts, self.platform)
 
     def init(self, seed: int) -> tuple[Learned, Actors]:
@@ -184,9 +201,9 @@ class AbstractLearner(eqx.Module):
         minds = Minds(tuple(build(k) for k in keys), self.of_team, self.simulator.rules.capacities)
         optimizer = self.optimizer.init(eqx.filter(minds, eqx.is_inexact_array))
         own_weight = OwnWeight.start(credit.own_weight) if credit.learn_own_weight else None
-        return Learned(
-            minds, optimizer, ValueScale.start(n_streams(credit)), own_weight, self.behind(minds), key, jnp.int32(0)
-        )
+        scale = ValueScale.start(n_streams(credit))
+        behind = self.behind(eqx.filter(minds, eqx.is_inexact_array)), self.behind(scale)
+        return Learned(minds, optimizer, scale, own_weight, *behind, key, jnp.int32(0))
 
     @eqx.filter_jit
     def update(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors, dict[str, Any]]:
@@ -258,22 +275,22 @@ class AbstractLearner(eqx.Module):
         """Parts that a rollout is learned from in each pass; the memory is kept before each."""
         return 1
 
-    def behind(self, minds: Minds) -> PyTree:
-        """What is kept of parameters that were."""
+    def behind(self, arrays: PyTree) -> PyTree:
+        """What is kept of arrays that were."""
         return None
 
     @abc.abstractmethod
     def learn(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
         """Learn from experience; returns losses and statistics, too. The number of updates is counted elsewhere."""
 
-    def acting(self, learned: Learned) -> Minds:
-        """The networks that collect experience."""
-        return learned.network
+    def acting(self, learned: Learned) -> tuple[Minds, ValueScale]:
+        """The networks that collect experience, and the scale of their values."""
+        return learned.network, learned.scale
 
     def collect(self, learned: Learned, actors: Actors) -> tuple[Actors, Experience]:
         """Step the worlds for a rollout."""
         act_base = jax.random.fold_in(run_key(learned.key, 2), learned.n_updates)
-        stage = self.stage(self.acting(learned), self.teacher_weight(learned) > 0)
+        stage = self.stage(*self.acting(learned), self.teacher_weight(learned) > 0)
         reset_base = run_key(learned.key, 1)
         return collect(stage, actors, reset_base, act_base, self.config.rollout, self.n_parts)
 
@@ -285,7 +302,7 @@ class AbstractLearner(eqx.Module):
     def _counted(self, learned: Learned, experience: Experience) -> tuple[Learned, dict[str, Array]]:
         """Learn, and count the update and the steps of entities."""
         learned, metrics = self.learn(learned, experience)
-        n_alive = jnp.sum(experience.rollout.mind >= 0, dtype=jnp.float32)
+        n_alive = jnp.sum(experience.rollout.mind >= 0, dtype=jnp.int32).astype(jnp.float32)
         learned = eqx.tree_at(lambda x: x.n_updates, learned, learned.n_updates + 1)
         return learned, metrics | {"agent_steps": over_devices(n_alive)}
 
@@ -295,7 +312,14 @@ class AbstractLearner(eqx.Module):
         choice = (rollout.mind >= 0) & self.distribution.has_choice(rollout.observation.action_mask)
         per_step = jax.vmap(jax.vmap(_group_quantities))
         reward = rollout.reward * self.config.reward_scale
-        return Groups(*per_step(rollout.membership, reward, rollout.log_prob, choice))
+        quantities = per_step(rollout.membership, reward, rollout.log_prob, choice)
+        return Groups(*quantities, self.sides(rollout.people, rollout.membership.n_groups))
+
+    def sides(self, people: People, n_groups: int) -> Sides | None:
+        """Whose team each group is; None where only one learns."""
+        if len([network for network in self.of_team if network >= 0]) == 1:
+            return None
+        return Sides.of(people.team, people.index, n_groups, self.simulator.rules.n_teams)
 
     def last_value(self, network: Minds, experience: Experience) -> Float[Array, "b g v"]:
         """What a network expects after the last step."""
@@ -326,17 +350,15 @@ class AbstractLearner(eqx.Module):
         valid = groups.valid
         last_valid = jax.vmap(lambda m: m.any(m.index >= 0))(last.membership)
         people = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), rollout.people, last.people)
-        streams = (
-            reward_streams(groups.reward, valid, c.credit),
-            value,
-            scale.restore(rollout.final_value, rollout.final_valid),
-        )
-        rows = valid, rollout.membership.identity, rollout.final_valid, rollout.ended, people, log_ratio
+        streams = (reward_streams(groups.reward, valid, c.credit, groups.sides), value, rollout.final_value)
+        sides = self.sides(people, rollout.membership.n_groups)
+        rows = valid, rollout.membership.identity, rollout.final_valid, rollout.ended, people, log_ratio, sides
+        own_weight = jnp.asarray(own_weights(c.credit))
 
         def of_world(streams: Any, rows: Any, last_value: Array, last_valid: Array, last_identity: Array) -> Any:
-            valid, identity, final_valid, ended, people, log_ratio = rows
+            valid, identity, final_valid, ended, people, log_ratio, sides = rows
 
-            def of_stream(stream: tuple[Array, Array, Array], last_value: Array) -> tuple[Array, Array, Array]:
+            def of_stream(stream: tuple[Array, Array, Array], last_value: Array, own_weight: Array) -> Any:
                 reward, value, final_value = stream
                 return advantages(
                     Trajectory(reward, value, valid, identity, final_value, final_valid, ended),
@@ -349,9 +371,11 @@ class AbstractLearner(eqx.Module):
                     people,
                     self.simulator.rules.n_teams,
                     log_ratio,
+                    sides,
+                    own_weight,
                 )
 
-            return jax.vmap(of_stream, in_axes=-1, out_axes=-1)(streams, last_value)
+            return jax.vmap(of_stream, in_axes=-1, out_axes=-1)(streams, last_value, own_weight)
 
         return jax.vmap(of_world, in_axes=(1, 1, 0, 0, 0), out_axes=1)(
             streams, rows, scale.restore(last_value, last_valid), last_valid, last.membership.identity
@@ -375,8 +399,8 @@ class AbstractLearner(eqx.Module):
 
         log_prob, entropy = (jax.vmap(jax.vmap(total))(rows.index, x) for x in (log_prob, entropy))
         return (
-            separate(log_prob, valid, credit.log_prob),
-            separate(entropy, valid, credit.entropy),
+            separate(log_prob, valid, credit.log_prob, rows.sides),
+            separate(entropy, valid, credit.entropy, rows.sides),
             scale.restore(value, valid),
             self._imitation(parameters, rows),
         )
@@ -388,9 +412,11 @@ class AbstractLearner(eqx.Module):
         learns = (rows.mind >= 0) & self.distribution.has_choice(mask)
         return part_of_mean(self.distribution.surprise(parameters, mask, rows.taught), learns, count(learns))
 
-    def separate_values(self, value: Float[Array, "*b g v"], valid: Bool[Array, "*b g"]) -> Float[Array, "*b g v"]:
-        """Each group's own values, or the sum over all, as the settings say."""
-        return jax.vmap(lambda v: separate(v, valid, self.config.credit.value), in_axes=-1, out_axes=-1)(value)
+    def separate_values(
+        self, value: Float[Array, "*b g v"], valid: Bool[Array, "*b g"], sides: Sides | None
+    ) -> Float[Array, "*b g v"]:
+        """Each group's own values, or the sum over all of its team, as the settings say."""
+        return jax.vmap(lambda v: separate(v, valid, self.config.credit.value, sides), in_axes=-1, out_axes=-1)(value)
 
     def weight(self, learned: Learned, name: Literal["clip", "entropy_weight"]) -> Float[Array, ""]:
         """A setting, by its schedule."""
@@ -428,7 +454,7 @@ class AbstractLearner(eqx.Module):
         """The scale of the values after these targets; the same if the settings do not normalise."""
         if not self.config.normalise_value:
             return scale
-        return scale.update(*(mean_over(x, valid[..., None]) for x in (target, jnp.square(target))))
+        return scale.update(*mean_and_variance(target, valid[..., None]))
 
     def statistics(self, experience: Experience, groups: Groups, target: Array, value: Array) -> dict[str, Array]:
         """How well values fit, and how many there are."""
@@ -467,20 +493,16 @@ def put(tree: PyTree, where: Any) -> PyTree:
     return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
 
 
-def _variance(x: Float[Array, "t b g v"], mask: Bool[Array, "t b g 1"]) -> Float[Array, " v"]:
-    """Variance of what is marked, on all devices."""
-    return mean_over(jnp.square(x - mean_over(x, mask)[None, None, None]), mask)
-
-
 def _unexplained(target: Array, value: Array, valid: Array) -> Float[Array, ""]:
     """Share of the targets' variance that the values leave; mean over the streams."""
     mask = valid[..., None]
-    return jnp.mean(_variance(target - value, mask) / jnp.maximum(_variance(target, mask), 1e-8))
+    left, all_of_it = (mean_and_variance(x, mask)[1] for x in (target - value, target))
+    return jnp.mean(left / jnp.maximum(all_of_it, 1e-8))
 
 
 def _mean_sum(mask: Bool[Array, "t b m"]) -> Float[Array, ""]:
     """Mean over steps and worlds of how many are marked."""
-    marked = over_devices(jnp.sum(mask, dtype=jnp.float32))
+    marked = over_devices(jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32))
     return marked / over_devices(jnp.float32(mask.shape[0] * mask.shape[1]))
 
 

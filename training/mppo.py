@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from training.credit import separate
 from training.learner import AbstractLearner, Learned, Rows, run_key
 from training.losses import clipped_policy_loss, clipped_value_loss
 from training.mixing import OwnWeight
@@ -20,6 +19,7 @@ from training.networks import Minds
 from training.normalise import ValueScale
 from training.reductions import count, part_of_mean, sum_over_devices
 from training.rollout import Experience
+from training.sides import separate
 
 
 class Batch(eqx.Module):
@@ -28,7 +28,7 @@ class Batch(eqx.Module):
     Attributes:
         rows: what was seen and done.
         old_log_prob: per group, separated as the credit settings say.
-        old_value: likewise, per stream.
+        old_value: likewise, per stream, in units of reward by the scale that the loss has.
         advantage: normalised, per stream.
         target: of the value, per stream.
         acts: a member had a choice; only such steps count for the policy.
@@ -83,11 +83,13 @@ class MPPO(AbstractLearner):
         valid, acts = groups.valid, groups.acts
         value, last_value = learned.scale.restore(rollout.value, valid), self.last_value(learned.network, experience)
         advantage, target, old_value = self.assign(learned.scale, experience, groups, value, last_value)
-        scale = self.rescaled(learned.scale, target, valid)
         statistics = self.statistics(experience, groups, target, old_value)
+        # What the critic said is compared with what it will say, so both are told by the scale that holds from now on.
+        scale = self.rescaled(learned.scale, target, valid)
+        old_value = self.separate_values(scale.restore(rollout.value, valid), valid, groups.sides)
         batch = Batch(
-            rows=Rows.of(experience, valid),
-            old_log_prob=separate(groups.log_prob, valid, c.credit.log_prob),
+            rows=Rows.of(experience, groups),
+            old_log_prob=separate(groups.log_prob, valid, c.credit.log_prob, groups.sides),
             old_value=old_value,
             advantage=self.normalised(advantage, acts),
             target=target,
@@ -198,7 +200,7 @@ class MPPO(AbstractLearner):
         c = self.config
         network = eqx.combine(params, static)
         log_prob, entropy, value, imitation = self.evaluate(network, batch.rows, state, weights.values)
-        value = self.separate_values(value, batch.rows.valid)
+        value = self.separate_values(value, batch.rows.valid, batch.rows.sides)
         advantage = jnp.sum(batch.advantage * weights.streams[None, None, None], axis=-1)
         policy = clipped_policy_loss(log_prob, batch.old_log_prob, advantage, weights.clip)
         scale = weights.values.scale[None, None, None]

@@ -1,4 +1,8 @@
-"""Running mean and variance of value targets, so that the critic learns numbers of order one."""
+"""Running mean and variance of value targets, so that the critic learns numbers of order one.
+
+Both are kept as they are, and merged by the difference of the means (Chan, Golub, LeVeque 1983): the mean of the
+squares less the square of the mean would leave nothing of a deviation that is small beside the mean.
+"""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,41 +12,38 @@ _DECAY = 0.99
 
 
 class ValueScale(eqx.Module):
-    """Exponential moving moments of the value targets, for each stream (Yu et al. 2022, value normalisation).
+    """Exponentially weighted moments of the value targets, for each stream (Yu et al. 2022, value normalisation).
 
     Attributes:
-        mean: moving sum of means; divide by `weight`.
-        square: moving sum of mean squares; likewise.
+        offset: mean of the targets.
+        variance: of the targets; 1 before the first update.
         weight: sum of the weights; 0 before the first update.
     """
 
-    mean: Float[Array, " v"]
-    square: Float[Array, " v"]
+    offset: Float[Array, " v"]
+    variance: Float[Array, " v"]
     weight: Float[Array, ""]
 
     @classmethod
     def start(cls, n_streams: int) -> "ValueScale":
         """Nothing seen: the scale is 1."""
-        return cls(jnp.zeros(n_streams), jnp.zeros(n_streams), jnp.zeros(()))
-
-    @property
-    def offset(self) -> Float[Array, " v"]:
-        """Mean of the targets."""
-        return self.mean / jnp.maximum(self.weight, 1e-8)
+        return cls(jnp.zeros(n_streams), jnp.ones(n_streams), jnp.zeros(()))
 
     @property
     def scale(self) -> Float[Array, " v"]:
         """Standard deviation of the targets, at least 0.01."""
-        variance = self.square / jnp.maximum(self.weight, 1e-8) - jnp.square(self.offset)
-        return jnp.where(self.weight > 0, jnp.sqrt(jnp.maximum(variance, 1e-4)), 1.0)
+        return jnp.sqrt(jnp.maximum(self.variance, 1e-4))
 
     def restore(self, value: Float[Array, "*b g v"], valid: Bool[Array, "*b g"]) -> Float[Array, "*b g v"]:
         """From what the critic says to units of reward; 0 where not valid."""
         shape = (1,) * (value.ndim - 1) + (-1,)
         return jnp.where(valid[..., None], self.offset.reshape(shape) + self.scale.reshape(shape) * value, 0.0)
 
-    def update(self, mean: Float[Array, " v"], square: Float[Array, " v"]) -> "ValueScale":
-        """Take in the mean and mean square of the targets of an update."""
-        old = self.mean, self.square, self.weight
-        new = [_DECAY * x + (1.0 - _DECAY) * y for x, y in zip(old, (mean, square, jnp.ones(())), strict=True)]
-        return ValueScale(new[0], new[1], new[2])
+    def update(self, mean: Float[Array, " v"], variance: Float[Array, " v"]) -> "ValueScale":
+        """Take in the mean and the variance of the targets of an update."""
+        old, new = _DECAY * self.weight, 1.0 - _DECAY
+        share = new / (old + new)
+        moved = mean - self.offset
+        within = self.variance + share * (variance - self.variance)
+        between = share * (1.0 - share) * jnp.square(moved)
+        return ValueScale(self.offset + share * moved, within + between, old + new)

@@ -56,10 +56,12 @@ class TeamPolicy(AbstractPolicy):
     Attributes:
         policies: the policies.
         of_team: number of each team's policy.
+        judged: numbers of the teams whose returns tell how good it is, where the others are opponents; None: all.
     """
 
     policies: tuple[AbstractPolicy, ...]
     of_team: Int[Array, " m"]
+    judged: tuple[int, ...] | None = eqx.field(static=True, default=None)
 
     def __call__(self, world: World, observation: Observation, key: Key[Array, ""]) -> Action:
         """Choose for all slots, without a memory."""

@@ -14,7 +14,9 @@ from swarm.simulator import Simulator
 from training.credit import GroupBy, Membership, People
 from training.distributions import AbstractDistribution, Raw
 from training.networks import Memory, Minds
+from training.normalise import ValueScale
 from training.policy import TeamPolicy
+from training.returns import by_team_and_kind, named_returns
 
 
 class Actors(eqx.Module):
@@ -25,7 +27,7 @@ class Actors(eqx.Module):
         timestep: their last time steps; the observation is of the running episode.
         index: number of the world among all worlds of the run, so that draws do not depend on the sharding.
         n_episodes: episodes started, which seeds the next.
-        episode_return: rewards so far in the episode, of all entities that learn.
+        episode_return: rewards so far in the episode, of all entities that learn, by team and kind.
         memory: what the networks remember of the entities.
         others: what the policies that do not learn remember: those that act for teams, and the teacher.
     """
@@ -34,7 +36,7 @@ class Actors(eqx.Module):
     timestep: TimeStep
     index: Int[Array, " b"]
     n_episodes: Int[Array, " b"]
-    episode_return: Float[Array, " b"]
+    episode_return: Float[Array, "b m k"]
     memory: Memory
     others: PyTree
 
@@ -52,8 +54,9 @@ class Rollout(eqx.Module):
         fresh: whether its memory was another's.
         membership: who belonged to which group slot when the step began, of those that learn.
         people: who they were.
-        final_value: like value, of the last observation where the world was truncated in the step; else 0. Worlds that
-            do not run in JAX may truncate a group alone.
+        final_value: of the last observation where the world was truncated in the step; else 0; in units of reward,
+            since the scale moves on before what acts late is learned from. Worlds that do not run in JAX may truncate
+            a group alone.
         final_valid: whether the group lived at that observation.
         ended: whether the world's episode ended in the step.
         taught: what the teacher would have done, per entity; None without one.
@@ -127,6 +130,7 @@ class Stage(eqx.Module):
         simulator: for one world; vmapped here.
         grouping: finds the group slots that trajectories belong to.
         minds: the networks that learn.
+        scale: of their values, when they were those that learned.
         distribution: of their actions.
         opponents: acts for the teams that do not learn; None where all learn.
         teacher: what those that learn do is compared with what it would do; None: nobody teaches.
@@ -137,6 +141,7 @@ class Stage(eqx.Module):
     simulator: Simulator
     grouping: GroupBy
     minds: Minds
+    scale: ValueScale
     distribution: AbstractDistribution
     opponents: TeamPolicy | None
     teacher: AbstractPolicy | None
@@ -147,6 +152,15 @@ class Stage(eqx.Module):
         """Who belongs to which group slot, of those that learn; and the number of each one's network."""
         mind = self.minds.mind(world.entities.team, alive)
         return self.grouping(world).of(mind >= 0), mind
+
+    def earned(self, entities: Entities, reward: Float[Array, " n"]) -> Float[Array, "m k"]:
+        """Rewards of a step by team and kind, of those that learn: the others' are 0."""
+        return by_team_and_kind(reward, entities.alive, entities, self.simulator.rules)
+
+    def returns(self, reward: Float[Array, "m k"]) -> dict[str, Float[Array, ""]]:
+        """An episode's rewards as metrics."""
+        judged = tuple(team for team, network in enumerate(self.minds.of_team) if network >= 0)
+        return named_returns(reward, self.simulator.rules, judged)
 
 
 N_STATUS_BITS = 8
@@ -166,7 +180,8 @@ def start(stage: Stage, key: Key[Array, ""], index: Int[Array, " b"]) -> Actors:
     zero = jnp.zeros_like(index)
     world, timestep = jax.vmap(stage.simulator.reset)(jax.vmap(lambda i: reset_key(key, i, jnp.int32(0)))(index))
     memory, others = _nothing_yet(stage, world)
-    return Actors(world, timestep, index, zero + 1, zero.astype(jnp.float32), memory, others)
+    nothing = jnp.zeros((*index.shape, stage.simulator.rules.n_teams, len(stage.simulator.rules.kinds)))
+    return Actors(world, timestep, index, zero + 1, nothing, memory, others)
 
 
 def _nothing_yet(stage: Stage, worlds: World) -> tuple[Memory, PyTree]:
@@ -215,7 +230,8 @@ def collect(
 def no_episodes(stage: Stage, actors: Actors) -> EpisodeSums:
     """Sums over nothing."""
     metrics = jax.eval_shape(stage.simulator.metrics, jax.tree.map(lambda x: x[0], actors.world))
-    zeros = {name: jnp.zeros(()) for name in (*metrics, "return")}
+    returns = jax.eval_shape(stage.returns, actors.episode_return[0])
+    zeros = {name: jnp.zeros(()) for name in (*metrics, *returns)}
     return EpisodeSums(jnp.zeros(()), zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
 
 
@@ -285,13 +301,13 @@ def _step(
         timestep=timestep,
         index=actors.index,
         n_episodes=actors.n_episodes,
-        episode_return=actors.episode_return + jnp.sum(reward, axis=1),
+        episode_return=actors.episode_return + jax.vmap(stage.earned)(actors.world.entities, reward),
         memory=Memory(state, actors.world.entities.uid),
         others=others,
     )
     final = rows.final_value, rows.final_valid
-    after, sums, final = _finish(stage, reset_base, after, sums, rows.membership.identity, final)
-    return (after, sums), outcome(rows, reward, *final, timestep.ended)
+    after, sums, (value, lives) = _finish(stage, reset_base, after, sums, rows.membership.identity, final)
+    return (after, sums), outcome(rows, reward, stage.scale.restore(value, lives), lives, timestep.ended)
 
 
 def outcome(rows: Rollout, reward: Any, final_value: Any, final_valid: Any, ended: Any) -> Rollout:
@@ -348,9 +364,9 @@ def _finish(
         lives = cut[:, None] & jax.vmap(lambda m: m.any(m.index >= 0))(members)
         # A slot that passed on in the very step of the end has nothing to do with the trajectory before it.
         lives = lives & (members.identity == before)
-        metrics = with_rows(metrics, i, jax.vmap(stage.simulator.metrics)(world) | {"return": earned})
+        told = jax.vmap(stage.simulator.metrics)(world) | jax.vmap(stage.returns)(earned)
         final = with_rows(final, i, (jnp.where(lives[..., None], value, 0.0), lives))
-        return _restart(stage, reset_base, actors, i), metrics, final
+        return _restart(stage, reset_base, actors, i), with_rows(metrics, i, told), final
 
     status = actors.world.status
     chunk = chunk_size((actors.world, actors.timestep.observation), stage.platform)
@@ -378,5 +394,6 @@ def _restart(stage: Stage, reset_base: Key[Array, ""], actors: Actors, i: Int[Ar
 
     index, n_episodes = rows((actors.index, actors.n_episodes), i)
     begun, timestep = jax.vmap(lambda j, n: stage.simulator.reset(reset_key(reset_base, j, n)))(index, n_episodes)
-    new = (begun, timestep.observation, n_episodes + 1, jnp.zeros(i.shape), *_nothing_yet(stage, begun))
+    nothing = jnp.zeros((*i.shape, *actors.episode_return.shape[1:]))
+    new = (begun, timestep.observation, n_episodes + 1, nothing, *_nothing_yet(stage, begun))
     return eqx.tree_at(parts, actors, with_rows(parts(actors), i, new), is_leaf=lambda x: x is None)

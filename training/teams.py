@@ -28,11 +28,16 @@ class Teams(NamedTuple):
         return self.with_opponents(learned)
 
     def with_opponents(self, policy: AbstractPolicy) -> AbstractPolicy:
-        """Return a policy where some other acts for the teams that learn."""
+        """Return a policy where some other acts for the teams that learn, by which it is judged."""
         if self.opponents is None:
             return policy
         learns = jnp.asarray(self.of_team) >= 0
-        return TeamPolicy((policy, self.opponents), jnp.where(learns, 0, 1))
+        return TeamPolicy((policy, self.opponents), jnp.where(learns, 0, 1), self.learners)
+
+    @property
+    def learners(self) -> tuple[int, ...]:
+        """Numbers of the teams that learn."""
+        return tuple(team for team, network in enumerate(self.of_team) if network >= 0)
 
 
 def assign(names: Sequence[str], rules: AbstractRules, frozen: Callable[[str], AbstractPolicy], *, where: str) -> Teams:

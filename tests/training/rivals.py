@@ -1,11 +1,12 @@
 """A probe game of known answer: two rivals who each may take from the other.
 
 Taking pays the taker 1 and costs the other 2. Each rival's own reward says take; the sum of both says leave. An episode
-lasts four steps, and rivals see nothing but themselves.
+lasts four steps, and rivals see nothing but themselves. Each is a team of its own, unless `world.teams` is 1.
 """
 
 from typing import ClassVar
 
+import equinox as eqx
 import jax.numpy as jnp
 import pydantic
 
@@ -18,6 +19,7 @@ TAKE = 1
 
 class WorldTable(Table):
     steps: int = pydantic.Field(ge=1)
+    teams: int = pydantic.Field(default=2, ge=1, le=2)
 
 
 class RivalsConfig(ScenarioConfig):
@@ -31,15 +33,19 @@ class Rivals(AbstractRules):
     success = "taking"
     headline = "taking"
     n_slots = 2
-    n_teams = 2
     centre = (0.0, 0.0)
+    teams: int = eqx.field(static=True, default=2)
+
+    @property
+    def n_teams(self):
+        return self.teams
 
     @classmethod
     def from_config(cls, config) -> "Rivals":
-        return cls()
+        return cls(config.world.teams)
 
     def reset(self, key):
-        both, place = jnp.arange(2), jnp.zeros((2, 2))
+        both, place = jnp.arange(2) % self.teams, jnp.zeros((2, 2))
         births = Spawn(jnp.ones(2, bool), jnp.zeros(2, jnp.int32), both, place, jnp.zeros(2), jnp.zeros((2, 0)))
         return spawn(Entities.empty(2, 2, 0), births)[0], jnp.zeros(())
 

@@ -1,4 +1,4 @@
-"""Credit: whose reward, whose value, and where trajectories begin and end, by hand."""
+"""Credit: whose reward, whose value, and where trajectories begin and end, by hand (`test_sides`: between teams)."""
 
 import jax
 import jax.numpy as jnp
@@ -102,13 +102,13 @@ def test_slots_do_not_see_each_other_under_their_own_credit():
         np.testing.assert_array_equal(together[:, slot], alone[:, 0])
 
 
-def test_done_global_lets_a_slots_trajectory_pass_from_one_to_the_next():
+def test_done_global_leaves_a_slots_next_to_itself():
+    # Nothing is shared, so nothing comes after a death: entity 9 has the slot of 7, and a trajectory of its own.
     credit = CreditTable(done="global")
     advantage, _, _ = credit_of([[1]] * 4, [[7], [9], [9], [9]], credit=credit)
-    assert advantage[:, 0].tolist() == [1.3125, 1.25, 1.0]
-    # The end of the world is an end all the same.
-    advantage, _, _ = credit_of([[1]] * 4, [[7], [9], [9], [9]], credit=credit, ended=[0])
     assert advantage[:, 0].tolist() == [0.0, 1.25, 1.0]
+    own, _, _ = credit_of([[1]] * 4, [[7], [9], [9], [9]])
+    assert advantage.tolist() == own.tolist()
 
 
 def test_advantage_global_is_the_mean_over_the_valid():
@@ -126,6 +126,17 @@ def test_value_global_gives_each_valid_group_the_sum():
     credit = CreditTable(value="global")
     _, _, value = credit_of([[1, 1, 0], [1, 0, 0], [1, 0, 0]], [[0, 1, -1]] * 3, credit=credit)
     assert value.tolist() == [[4.0, 4.0, 0.0], [2.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("done", ["group", "global"])
+def test_a_team_is_worth_who_was_cut_off_alone_and_who_goes_on(done):
+    final = [[0.0, 0.0], [4.0, 0.0], [0.0, 0.0]]
+    credit = CreditTable(value="global", done=done)
+    advantage, _, value = credit_of([[1, 1], [1, 1], [0, 1], [0, 1]], [[0, 1]] * 4, credit=credit, final_value=final)
+    assert value.tolist() == [[4.0, 4.0], [4.0, 4.0], [0.0, 2.0]]
+    # The first is followed by its last value and the other's, 4 + 2; the other goes on without it.
+    assert advantage[1, 0] == 2.0 + 0.5 * 6.0 - 4.0
+    assert advantage[1:, 1].tolist() == [2.0 + 0.5 * 2.0 - 4.0 + 0.25, 1.0]
 
 
 # Separation

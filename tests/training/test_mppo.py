@@ -31,17 +31,21 @@ def taking(rows):
 
 
 @pytest.mark.parametrize(
-    ("credit", "low", "high"),
+    ("credit", "teams", "low", "high"),
     [
-        ({"grouping": "entity"}, 0.95, 1.0),
-        ({"grouping": "team"}, 0.95, 1.0),
-        pytest.param({"grouping": "global"}, 0.0, 0.05, marks=pytest.mark.slow),
-        ({"reward": "global"}, 0.0, 0.05),
-        pytest.param({"own_weight": 0.0}, 0.0, 0.05, marks=pytest.mark.slow),
+        ({"grouping": "entity"}, 1, 0.95, 1.0),
+        pytest.param({"grouping": "team"}, 2, 0.95, 1.0, marks=pytest.mark.slow),
+        pytest.param({"grouping": "team"}, 1, 0.0, 0.05, marks=pytest.mark.slow),
+        pytest.param({"grouping": "global"}, 1, 0.0, 0.05, marks=pytest.mark.slow),
+        ({"grouping": "global"}, 2, 0.95, 1.0),
+        ({"reward": "global"}, 1, 0.0, 0.05),
+        pytest.param({"reward": "global"}, 2, 0.95, 1.0, marks=pytest.mark.slow),
+        pytest.param({"own_weight": 0.0}, 1, 0.0, 0.05, marks=pytest.mark.slow),
     ],
 )
-def test_rivals_take_by_their_own_reward_and_leave_by_the_sum(rivals, credit, low, high):
-    learner = learner_of(rivals, {f"training.credit.{k}": v for k, v in credit.items()})
+def test_rivals_take_by_their_own_reward_and_leave_by_the_sum(rivals, credit, teams, low, high):
+    # Nothing is shared with another team.
+    learner = learner_of(rivals, {f"training.credit.{k}": v for k, v in credit.items()} | {"world.teams": teams})
     _, rows = run(learner, 20)
     assert low <= taking(rows) <= high
 
