@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarm.commands import OVERRIDES_HELP, Formatter, import_training, positive, run
+from swarm.commands import OVERRIDES_HELP, Formatter, add_trust, import_training, positive, run
 from swarm.errors import ConfigError, SwarmError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of maps and actions; the run's own if not given")
     parser.add_argument("--scenario", metavar="NAME|FILE", help="play another scenario, whose observations fit")
     parser.add_argument("--render", metavar="FILE", help="also make a picture (.png) or video (.mp4) of one episode")
+    add_trust(parser)
     return run(_evaluate, parser, argv)
 
 

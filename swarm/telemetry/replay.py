@@ -53,6 +53,8 @@ class Recording:
             raise self._error(f"not a Parquet recording of --record: {error}") from None
         if not isinstance(self.about.get("seed"), int):
             raise self._error("cannot be replayed: it does not say its seed (Recorder(..., {'seed': 0}))")
+        if "environment" in table:
+            raise self._error(f"environment = {table['environment']!r}: a replay makes no environments")
         self.scenario = restore(name, f"--replay {path}", table)
         groups = [file.metadata.row_group(i) for file in files for i in range(file.num_row_groups)]
         self.n_rows = sum(group.num_rows for group in groups)
