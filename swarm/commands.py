@@ -34,6 +34,12 @@ def run(
             raise
         print(f"{parser.prog}: error: {error.filename or 'writing'}: {error.strerror}; make room", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        line = str(error).partition("\n")[0] or "no memory is left"
+        print(f"{parser.prog}: error: {line}; lower the capacities, or take fewer worlds", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 130

@@ -12,6 +12,8 @@ import pydantic
 
 from swarm import resolve
 from swarm.errors import ConfigError, nearest
+from swarm.files import read_bytes
+from swarm.limits import MOST_OF_A_KIND
 from swarm.randomization import Distribution, distributions, is_distribution, pool, variants_of
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class Table(pydantic.BaseModel):
 class Population(Table):
     """How many entities of a kind there can be, and are at the start; both per team."""
 
-    capacity: int = pydantic.Field(ge=0)
+    capacity: int = pydantic.Field(ge=0, le=MOST_OF_A_KIND)
     initial: int = pydantic.Field(ge=0)
 
     @pydantic.model_validator(mode="after")
@@ -47,8 +49,8 @@ class Randomization(Table):
         seed: of the draws.
     """
 
-    pool: int = pydantic.Field(default=64, ge=1)
-    variants: int = pydantic.Field(default=16, ge=2)
+    pool: int = pydantic.Field(default=64, ge=1, le=2**16)
+    variants: int = pydantic.Field(default=16, ge=2, le=2**16)
     seed: int = 0
 
 
@@ -286,7 +288,7 @@ def is_run_config(path: Path) -> bool:
 def read_text(path: Path) -> str:
     """Read a file that the user named."""
     try:
-        return path.read_text("utf-8")
+        return read_bytes(path).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; shipped scenarios: {', '.join(scenario_names())}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -59,8 +59,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Sequence[str]) -> None:
     from swarm.config import load, parse_overrides
+    from swarm.memory import check_memory
     from training.build import build_teams
     from training.config import load_training
+    from training.evaluation import AT_ONCE
     from training.report import plot_bars
     from training.restore import frozen_policy
 
@@ -77,6 +79,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     policy = frozen_policy(folder, simulator, deterministic=arguments.deterministic, best=best)
     seed = folder.identity()["seed"] if arguments.seed is None else arguments.seed
     n_episodes = 10 * own.evaluation_episodes if arguments.absolute else arguments.episodes
+    check_memory(simulator, min(n_episodes, AT_ONCE), scenario.source)
     trained, scripted = (teams.with_opponents(p) for p in (policy, simulator.rules.scripted_policy()))
     policies = {"trained": trained, name_of(simulator.rules): scripted}
     results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
