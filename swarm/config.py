@@ -13,7 +13,6 @@ import pydantic
 from swarm import resolve
 from swarm.errors import ConfigError, nearest
 from swarm.files import read_bytes
-from swarm.limits import MOST_OF_A_KIND
 from swarm.randomization import Distribution, distributions, is_distribution, pool, variants_of
 
 if TYPE_CHECKING:
@@ -28,9 +27,9 @@ class Table(pydantic.BaseModel):
 
 
 class Population(Table):
-    """How many entities of a kind there can be, and are at the start; both per team."""
+    """How many entities of a kind there can be (16 million at most), and are at the start; both per team."""
 
-    capacity: int = pydantic.Field(ge=0, le=MOST_OF_A_KIND)
+    capacity: int = pydantic.Field(ge=0, le=2**24)
     initial: int = pydantic.Field(ge=0)
 
     @pydantic.model_validator(mode="after")
@@ -49,8 +48,8 @@ class Randomization(Table):
         seed: of the draws.
     """
 
-    pool: int = pydantic.Field(default=64, ge=1, le=2**16)
-    variants: int = pydantic.Field(default=16, ge=2, le=2**16)
+    pool: int = pydantic.Field(default=64, ge=1)
+    variants: int = pydantic.Field(default=16, ge=2)
     seed: int = 0
 
 

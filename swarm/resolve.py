@@ -39,9 +39,14 @@ def name(text: str) -> None:
     _named.add(text)
 
 
+def is_trusted() -> bool:
+    """Whether the user trusts the data that is read here."""
+    return _trusted.get()
+
+
 def may_name(text: str) -> bool:
     """Whether data may name this, though it is not ours: the user did, or trusts the data."""
-    return _trusted.get() or text in _named
+    return is_trusted() or text in _named
 
 
 def refuse(where: str) -> ConfigError:

@@ -8,7 +8,6 @@ import pydantic
 
 from swarm.config import Scenario, Table, merged, parse_toml, read_text, validate
 from swarm.errors import ConfigError, nearest
-from swarm.limits import MOST_NETWORKS, MOST_PROCESSES, MOST_WORLDS
 
 Scope = Literal["group", "global"]
 Share = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
@@ -65,10 +64,10 @@ class NetworkTable(Table):
     """
 
     encoders: list[Literal["map", "entity", "attention"]]
-    channels: int = pydantic.Field(ge=1, le=2**12)
-    dilations: list[int] = pydantic.Field(max_length=64)
-    hidden: int = pydantic.Field(ge=4, multiple_of=4, le=2**14)
-    memory: int = pydantic.Field(ge=0, le=2**14)
+    channels: int = pydantic.Field(ge=1, le=4096)
+    dilations: list[int]
+    hidden: int = pydantic.Field(ge=4, le=16384, multiple_of=4)
+    memory: int = pydantic.Field(ge=0, le=16384)
     critic: Literal["local", "group", "world"]
 
     @pydantic.field_validator("dilations")
@@ -100,8 +99,8 @@ class ImpalaTable(Table):
 
     vtrace: bool = True
     lag: int = pydantic.Field(default=0, ge=0)
-    actors: int = pydantic.Field(default=0, ge=0, le=MOST_PROCESSES)
-    queue: int = pydantic.Field(default=2, ge=1, le=MOST_PROCESSES)
+    actors: int = pydantic.Field(default=0, ge=0)
+    queue: int = pydantic.Field(default=2, ge=1)
     max_lag: int = pydantic.Field(default=0, ge=0)
     patience: float = pydantic.Field(default=600.0, gt=0.0)
 
@@ -138,7 +137,7 @@ class TrainingConfig(Table):
     recipe: str
     algorithm: Literal["ppo", "impala"] = "ppo"
     steps: int = pydantic.Field(ge=1)
-    worlds: int = pydantic.Field(ge=1, le=MOST_WORLDS)
+    worlds: int = pydantic.Field(ge=1)
     rollout: int = pydantic.Field(ge=1)
     epochs: int = pydantic.Field(ge=1)
     minibatches: int = pydantic.Field(ge=1)
@@ -157,9 +156,9 @@ class TrainingConfig(Table):
     reward_scale: float = pydantic.Field(gt=0.0)
     checkpoint_every: int = pydantic.Field(ge=1)
     evaluate_every: int = pydantic.Field(ge=0)
-    evaluation_episodes: int = pydantic.Field(ge=1, le=2**20)
+    evaluation_episodes: int = pydantic.Field(ge=1, le=1_000_000)
     keep_checkpoints: int = pydantic.Field(ge=1)
-    teams: list[str] = pydantic.Field(min_length=1, max_length=MOST_NETWORKS)
+    teams: list[str] = pydantic.Field(min_length=1, max_length=256)
     credit: CreditTable
     network: NetworkTable
     impala: ImpalaTable = ImpalaTable()

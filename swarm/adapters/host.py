@@ -16,7 +16,6 @@ from swarm.config import ScenarioConfig, Table
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.hierarchy import form, regroup
-from swarm.limits import MOST_PROCESSES
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, RandomPolicy, TimeStep, World
 from swarm.simulator import Simulator, visible_status
 
@@ -46,7 +45,7 @@ class HostConfig(ScenarioConfig):
 
     environment: str
     options: dict[str, Any] = pydantic.Field(default_factory=dict)
-    processes: int = pydantic.Field(default=2, ge=1, le=MOST_PROCESSES)
+    processes: int = pydantic.Field(default=2, ge=1)
     patience: float = pydantic.Field(default=60.0, gt=0.0)
     world: WorldTable = WorldTable()
     groups: dict[str, Any] = pydantic.Field(default_factory=lambda: {"levels": ["entity", "team"], "team": "global"})

@@ -20,7 +20,6 @@ from swarm.config import restore
 from swarm.episode import Chunk, repeat
 from swarm.errors import SwarmError
 from swarm.files import check_regular, parse_json
-from swarm.limits import MOST_WORLDS
 from swarm.telemetry.rows import Batch, Rows, is_action
 
 _BATCH_ROWS = 2**16
@@ -36,7 +35,7 @@ class _About(pydantic.BaseModel):
     scenario: str
     config: dict[str, Any]
     seed: int = pydantic.Field(ge=-(2**63), lt=2**63)
-    worlds: int = pydantic.Field(ge=1, le=MOST_WORLDS)
+    worlds: int = pydantic.Field(ge=1, le=2**20)
 
 
 class Recording:

@@ -221,13 +221,9 @@ def test_no_kind_has_more_slots_than_can_be(name, kind):
         {"observation.others": 10**9},
         {"training.network.hidden": 10**9},
         {"training.network.memory": 10**9},
-        {"training.network.dilations": [1] * 1000},
         {"training.worlds": 10**9},
         {"training.evaluation_episodes": 10**9},
-        {"training.impala.queue": 10**9},
         {"training.teams": ["learn"] * 1000},
-        {"randomization.pool": 10**9, "population.agent.radius": {"uniform": [0.1, 0.2]}},
-        {"randomization.variants": 10**9, "population.agent.radius": {"uniform": [0.1, 0.2], "per": "entity"}},
     ],
     ids=str,
 )
@@ -240,6 +236,18 @@ def test_a_training_that_no_memory_holds_is_refused_before_it_is_compiled(overri
         build()
     assert "\n" not in str(caught.value)
     assert any(word in str(caught.value) for word in ("GiB", "less than or equal", "at most"))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["modulo:N", "block:N", "kmeans:N", "fixed:N", "fixed:8,N", "components:2.5,N"],
+)
+@pytest.mark.parametrize("number", ["0", "1000000000", "99999999999999999999", "1" * 5000, "-1", "1.5"])
+def test_no_grouping_has_more_groups_than_can_be(rule, number):
+    with pytest.raises(ConfigError, match="16,777,216") as caught:
+        swarm.make("outpost", {"groups.crew": rule.replace("N", number)})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_worlds_that_no_memory_holds_are_refused_before_they_are_compiled(monkeypatch):

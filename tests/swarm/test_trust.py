@@ -161,6 +161,18 @@ def test_a_library_of_the_working_folder_is_not_the_library(module, monkeypatch)
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("name", ["lock", "evaluation.json", "metrics.jsonl", "checkpoints"])
+@pytest.mark.parametrize("command", ["evaluate", "resume", "plot", "policy"])
+def test_a_link_out_of_a_run_folder_is_not_followed(name, command, tmp_path, capsys):
+    run, precious = run_of(tmp_path, SPREAD), tmp_path / "precious"
+    precious.write_text("mine")
+    (run / name).symlink_to(precious)
+    main, words = COMMANDS[command]
+    line = error_of(main, words(run), capsys)
+    assert f"{run / name} is a link to {precious}" in line
+    assert precious.read_text() == "mine"
+
+
 # What a user names himself is checked before it is called.
 
 MINE = """
