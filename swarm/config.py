@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib.resources
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -281,7 +282,7 @@ def _find(source: str) -> tuple[str, str, str]:
 
 def is_run_config(path: Path) -> bool:
     """Whether a file is the config of a run folder."""
-    return path.name == "config.toml" and (path.parent / "run.json").exists()
+    return path.name == "config.toml" and os.path.exists(path.parent / "run.json")
 
 
 def read_text(path: Path) -> str:
