@@ -145,7 +145,7 @@ def grouping_of(rules: Any, text: Any, *, where: str) -> AbstractGrouping:
         capacity = None
     return parse_grouping(
         text,
-        where=f"{where} = {text!r}",
+        where=f"{where} = {text[:40]!r}",
         kinds=rules.kinds,
         n_teams=rules.n_teams,
         n_slots=rules.n_slots,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.errors import SwarmError
+from swarm.resolve import trusting
 
 OVERRIDES_HELP = "dotted overrides of the scenario file, like population.heavy.capacity=64 or training.steps=20000"
 
@@ -23,7 +24,8 @@ def run(
     # Intermixed, so that overrides may stand before and after options.
     arguments = parser.parse_intermixed_args(argv)
     try:
-        return command(arguments)
+        with trusting(getattr(arguments, "trust", False)):
+            return command(arguments)
     except SwarmError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
@@ -32,9 +34,24 @@ def run(
             raise
         print(f"{parser.prog}: error: {error.filename or 'writing'}: {error.strerror}; make room", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        line = str(error).partition("\n")[0] or "no memory is left"
+        print(f"{parser.prog}: error: {line}; lower the capacities, or take fewer worlds", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 130
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--trust`."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="let run folders and recordings name code that is not swarm's own; for those whose maker you know",
+    )
 
 
 def import_training() -> Any:

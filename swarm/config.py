@@ -2,8 +2,8 @@
 
 import copy
 import functools
-import importlib
 import importlib.resources
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import pydantic
 
+from swarm import resolve
 from swarm.errors import ConfigError, nearest
+from swarm.files import read_bytes
 from swarm.randomization import Distribution, distributions, is_distribution, pool, variants_of
 
 if TYPE_CHECKING:
+    from swarm.scenario import AbstractRules
     from swarm.simulator import Simulator
 
 
@@ -25,9 +28,9 @@ class Table(pydantic.BaseModel):
 
 
 class Population(Table):
-    """How many entities of a kind there can be, and are at the start; both per team."""
+    """How many entities of a kind there can be (16 million at most), and are at the start; both per team."""
 
-    capacity: int = pydantic.Field(ge=0)
+    capacity: int = pydantic.Field(ge=0, le=2**24)
     initial: int = pydantic.Field(ge=0)
 
     @pydantic.model_validator(mode="after")
@@ -97,6 +100,11 @@ class Scenario(NamedTuple):
             return self.source
         return COMMAND_LINE
 
+    @property
+    def foreign(self) -> bool:
+        """Whether it names code that is not ours, so that its run folders need `--trust`."""
+        return bool(_foreign(self.config.model_dump(include={"rules", "environment"})))
+
     def simulator(self) -> "Simulator":
         """Build the simulator (imports jax)."""
         from swarm.build import build_simulator
@@ -158,15 +166,48 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scen
     own = copy.deepcopy(table) if overrides else None
     for key, value in (overrides or {}).items():
         set_dotted(table, key, value)
+    _judge(overrides or {}, COMMAND_LINE, data=False)
     return _scenario(name, label, table, own)
 
 
-def restore(name: str, label: str, resolved: Mapping[str, Any]) -> Scenario:
-    """Validate what `Scenario.resolved` gave; `label` says where it is from, as errors name it."""
-    return _scenario(name, label, copy.deepcopy(dict(resolved)), None)
+def restore(
+    name: str, label: str, resolved: Mapping[str, Any], rules_class: "type[AbstractRules] | None" = None
+) -> Scenario:
+    """Validate what `Scenario.resolved` gave.
+
+    Args:
+        name: of the scenario.
+        label: where it is from, as errors name it.
+        resolved: the values.
+        rules_class: of the rules; None: the class that the values name, which may be ours alone (`swarm.resolve`).
+
+    Raises:
+        ConfigError: as for `make`; or the values, which are data, name code that is not ours.
+    """
+    if rules_class is None:
+        _judge(resolved, label, data=True)
+    return _scenario(name, label, copy.deepcopy(dict(resolved)), None, rules_class)
 
 
-def _scenario(name: str, label: str, table: dict[str, Any], own: dict[str, Any] | None) -> Scenario:
+def _judge(table: Mapping[str, Any], label: str, *, data: bool) -> None:
+    """Refuse data that names code which is not ours; what the user's own words name is allowed to data, too."""
+    for key, text in _foreign(table).items():
+        if not data:
+            resolve.name(text)
+        elif not resolve.may_name(text):
+            raise resolve.refuse(f"{label}: {key} = {text!r}")
+
+
+def _foreign(table: Mapping[str, Any]) -> dict[str, str]:
+    """What a file names that is not ours, by key."""
+    known = {"rules": resolve.is_ours, "environment": resolve.is_library}
+    named = {key: table[key] for key in known if isinstance(table.get(key), str)}
+    return {key: text for key, text in named.items() if not known[key](text)}
+
+
+def _scenario(
+    name: str, label: str, table: dict[str, Any], own: dict[str, Any] | None, rules_class: Any = None
+) -> Scenario:
     for read in (table, own or {}):
         if "environment" in read:
             read.setdefault("rules", HOST_RULES)
@@ -174,7 +215,7 @@ def _scenario(name: str, label: str, table: dict[str, Any], own: dict[str, Any] 
     of_rules = COMMAND_LINE if own is not None and own.get("rules") != rules else label
     if not isinstance(rules, str):
         raise ConfigError(f'{of_rules}: rules: expected "module:Class", got {rules!r}; see scenarios/outpost.toml')
-    rules_class = _import_rules(rules, of_rules)
+    rules_class = rules_class or _import_rules(rules, of_rules)
     # Tables of an environment that is not ours may look like anything.
     random = {} if "environment" in table else distributions(table, label if own is None else COMMAND_LINE)
     config = validate(rules_class.Config, _medians(table, random), label, own and _medians(own, random))
@@ -200,10 +241,15 @@ def _medians(table: Mapping[str, Any], random: Mapping[str, Distribution]) -> Ma
     return table
 
 
-def _read(source: str, above: tuple[str, ...] = ()) -> tuple[str, str, dict[str, Any]]:
-    """Name, label and table of a scenario file, with what it takes from the `base` that it names."""
+def _read(source: str, above: tuple[str, ...] = (), *, data: bool = False) -> tuple[str, str, dict[str, Any]]:
+    """Name, label and table of a scenario file, with what it takes from the `base` that it names.
+
+    A run's config is data, and so is its base.
+    """
     name, label, text = _find(source)
     table = parse_toml(text, label)
+    data = data or is_run_config(Path(source))
+    _judge(table, label, data=data)
     base = table.pop("base", None)
     if base is None:
         return name, label, table
@@ -212,7 +258,7 @@ def _read(source: str, above: tuple[str, ...] = ()) -> tuple[str, str, dict[str,
         raise ConfigError(f'{label}: base = {base!r}: {problem}, as in base = "outpost"')
     if base.endswith(".toml"):
         base = str(Path(source).parent / base)
-    return name, label, merged(_read(base, (*above, label))[2], table)
+    return name, label, merged(_read(base, (*above, label), data=data)[2], table)
 
 
 def merged(base: Any, over: Any) -> Any:
@@ -234,10 +280,15 @@ def _find(source: str) -> tuple[str, str, str]:
     return path.stem, source, read_text(path)
 
 
+def is_run_config(path: Path) -> bool:
+    """Whether a file is the config of a run folder."""
+    return path.name == "config.toml" and os.path.exists(path.parent / "run.json")
+
+
 def read_text(path: Path) -> str:
     """Read a file that the user named."""
     try:
-        return path.read_text("utf-8")
+        return read_bytes(path).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; shipped scenarios: {', '.join(scenario_names())}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -253,10 +304,14 @@ def parse_toml(text: str, label: str) -> dict[str, Any]:
 
 
 def _import_rules(rules: str, label: str) -> Any:
+    from swarm.scenario import AbstractRules
+
     module_name, _, class_name = rules.partition(":")
     where = f"{label}: rules = {rules!r}"
     try:
-        module = importlib.import_module(module_name) if module_name and class_name else None
+        module = resolve.import_named(module_name) if module_name and class_name else None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
@@ -266,12 +321,17 @@ def _import_rules(rules: str, label: str) -> Any:
     if module is None:
         raise ConfigError(f'{where}: expected "module:Class"')
     rules_class = getattr(module, class_name, None)
-    config = getattr(rules_class, "Config", None)
-    if not (isinstance(config, type) and issubclass(config, ScenarioConfig)):
-        classes = [k for k, v in vars(module).items() if isinstance(v, type) and hasattr(v, "Config")]
+    if not _is_rules(rules_class, AbstractRules):
+        classes = [k for k, v in vars(module).items() if _is_rules(v, AbstractRules)]
         hint = nearest(class_name, classes) if classes else ""
         raise ConfigError(f"{where}: module {module_name!r} has no rules class {class_name!r}{hint}")
     return rules_class
+
+
+def _is_rules(found: Any, expected: type) -> bool:
+    """Whether it is a class of rules, and says what its scenario files hold."""
+    config = getattr(found, "Config", None) if isinstance(found, type) and issubclass(found, expected) else None
+    return isinstance(config, type) and issubclass(config, ScenarioConfig)
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

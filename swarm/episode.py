@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from swarm.config import Scenario
+from swarm.memory import check_memory
 from swarm.regrow import crowding, enlarge, migrate
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, TimeStep, World
 from swarm.simulator import Simulator, finite, usable
@@ -86,7 +87,11 @@ def play(
 
     Yields:
         Each chunk as soon as it is played.
+
+    Raises:
+        ConfigError: so many worlds do not fit into memory.
     """
+    check_memory(simulator, n_worlds, f"worlds = {n_worlds}")
     reset_keys, act_keys = _keys(key, n_worlds)
     worlds, observations = _reset(simulator, reset_keys)
     memory = _start(policy, worlds)
@@ -135,6 +140,7 @@ def repeat(
     Yields:
         Each chunk as soon as it is played; nothing ever grows.
     """
+    check_memory(simulator, n_worlds, f"worlds = {n_worlds}")
     reset_keys, act_keys = _keys(key, n_worlds)
     worlds, observations = _reset(simulator, reset_keys)
     done, running, seen, n = 0, np.ones(n_worlds, bool), Status(0), _affordable(worlds)
@@ -162,7 +168,8 @@ class _Again(AbstractPolicy):
 
 def _keys(key: Key[Array, ""], n_worlds: int) -> tuple[Key[Array, " b"], Key[Array, " b"]]:
     """For each world a key of its map, and one of its actions."""
-    keys = jnp.stack([key, *(jax.random.fold_in(key, number) for number in range(1, n_worlds))])
+    others = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(1, n_worlds))
+    keys = jnp.concatenate([key[None], others])
     reset_keys, act_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     return reset_keys, act_keys
 

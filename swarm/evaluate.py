@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarm.commands import OVERRIDES_HELP, Formatter, import_training, positive, run
+from swarm.commands import OVERRIDES_HELP, Formatter, add_trust, import_training, positive, run
 from swarm.errors import ConfigError, SwarmError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of maps and actions; the run's own if not given")
     parser.add_argument("--scenario", metavar="NAME|FILE", help="play another scenario, whose observations fit")
     parser.add_argument("--render", metavar="FILE", help="also make a picture (.png) or video (.mp4) of one episode")
+    add_trust(parser)
     return run(_evaluate, parser, argv)
 
 
@@ -58,8 +59,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Sequence[str]) -> None:
     from swarm.config import load, parse_overrides
+    from swarm.memory import check_memory
     from training.build import build_teams
     from training.config import load_training
+    from training.evaluation import AT_ONCE
     from training.report import plot_bars
     from training.restore import frozen_policy
 
@@ -76,6 +79,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     policy = frozen_policy(folder, simulator, deterministic=arguments.deterministic, best=best)
     seed = folder.identity()["seed"] if arguments.seed is None else arguments.seed
     n_episodes = 10 * own.evaluation_episodes if arguments.absolute else arguments.episodes
+    check_memory(simulator, min(n_episodes, AT_ONCE), scenario.source)
     trained, scripted = (teams.with_opponents(p) for p in (policy, simulator.rules.scripted_policy()))
     policies = {"trained": trained, name_of(simulator.rules): scripted}
     results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarm.commands import Formatter, import_training, run
+from swarm.commands import Formatter, add_trust, import_training, run
 from swarm.errors import ConfigError, SwarmError, nearest
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", default="curves.png", help="picture")
     parser.add_argument("--marl-eval", metavar="FILE", help="also write the JSON that marl-eval reads")
+    add_trust(parser)
     return run(_plot, parser, argv)
 
 

@@ -31,7 +31,7 @@ def enlarge(scenario: Scenario, status: Status, crowd: Mapping[str, int]) -> tup
     keys = _culprits([key for key in keys if doubled[key] is not None], values, crowd)
     for key in keys:
         set_dotted(table, key, doubled[key])
-    larger = restore(scenario.name, scenario.source, table)
+    larger = restore(scenario.name, scenario.source, table, scenario.rules_class)
     return larger._replace(own=scenario.own), [f"{key} {values[key]} -> {doubled[key]}" for key in keys]
 
 

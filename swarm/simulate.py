@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swarm.commands import OVERRIDES_HELP, Formatter, import_training, is_run, positive, run
+from swarm.commands import OVERRIDES_HELP, Formatter, add_trust, import_training, is_run, positive, run
 from swarm.errors import ConfigError, nearest
 
 EXAMPLES = """examples:
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=True,
         help="double a capacity that is reached, and go on as if it had been so from the start",
     )
+    add_trust(parser)
     return run(_simulate, parser, argv)
 
 

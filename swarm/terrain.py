@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from swarm import rays
 from swarm.errors import ConfigError
+from swarm.files import check_regular
 from swarm.obstacles import AbstractObstacles
 from swarm.space import root, rounded
 
@@ -88,13 +89,15 @@ class HeightMap(AbstractObstacles):
         if path.suffix.lower() not in _FORMATS:
             raise ConfigError(f"{path}: unknown kind of height map; expected {', '.join(_FORMATS)}")
         try:
+            check_regular(path)
             if path.suffix.lower() == ".npy":
-                values = np.load(path, allow_pickle=False)
+                # Mapped, so that a file cannot claim numbers that it does not hold.
+                values = np.load(path, allow_pickle=False, mmap_mode="r")
             else:
                 import imageio.v3 as iio
 
                 values = np.swapaxes(iio.imread(path, plugin="pillow")[::-1], 0, 1)
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # whatever the readers of damaged files come upon
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"{path}: cannot be read as a height map: {reason}") from None
         if heights is not None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.commands import OVERRIDES_HELP, Formatter, import_training, is_run, positive, run
+from swarm.commands import OVERRIDES_HELP, Formatter, add_trust, import_training, is_run, positive, run
 from swarm.errors import ConfigError, RunError, SwarmError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     several.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0 on")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where run folders are made")
     parser.add_argument("--episodes", type=positive, default=128, help="episodes of the evaluation at the end")
+    add_trust(parser)
     return run(_train, parser, argv)
 
 
@@ -69,6 +70,7 @@ def _train(arguments: argparse.Namespace) -> int:
         with connected(*processes, arguments.devices) as set_remedy:
             runs = _runs(arguments, stack)
             again = f"python -m swarm.train --resume {' '.join(str(one.folder.path) for one in runs)}"
+            again += " --trust" if runs[0].folder.scenario().foreign else ""
             set_remedy(f"go on from the last checkpoint with: {again}")
             try:
                 train(runs)

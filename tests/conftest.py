@@ -46,6 +46,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_rules():
+    """Run folders and recordings may name the rules of these tests, as if the user had named them."""
+    from swarm import resolve
+
+    for text in ("rivals:Rivals", "colony:Colony"):
+        resolve.name(text)
+
+
 MAPS = Path("/proc/self/maps")
 
 

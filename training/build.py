@@ -11,13 +11,14 @@ from swarm.adapters.host import HostRules
 from swarm.build import grouping_of
 from swarm.config import Scenario
 from swarm.errors import ConfigError
+from swarm.memory import check_bytes, n_bytes
 from swarm.scenario import AbstractPolicy
 from swarm.simulator import Simulator
 from training.asynchronous import Alternating, Asynchronous
 from training.config import TrainingConfig
 from training.credit import group_by
 from training.impala import IMPALA
-from training.learner import AbstractLearner
+from training.learner import AbstractLearner, Learned
 from training.mppo import MPPO
 from training.reductions import AXIS
 from training.restore import frozen_policy
@@ -59,8 +60,8 @@ def build_learner(
     learner_class = IMPALA if config.algorithm == "impala" else MPPO
     teacher = build_teacher(scenario, config, simulator)
     learner = learner_class(simulator, grouping, teams.opponents, teacher, teams.of_team, config, mesh)
-    # Before any compilation: whether the network finds what it reads.
-    jax.eval_shape(learner.init_learned, 0)
+    # Before any compilation: whether the network finds what it reads, and all of it fits into memory.
+    _check_memory(scenario, config, simulator, jax.eval_shape(learner.init_learned, 0))
     if isinstance(learner, IMPALA) and config.impala.actors:
         return Asynchronous(learner, devices[n_devices : n_devices + n_actor_devices] or devices[:n_devices])
     return Alternating(learner) if on_host else learner
@@ -92,6 +93,14 @@ def _check_devices(config: TrainingConfig, n_devices: int, n_actor_devices: int)
             f"training.minibatches = {config.minibatches}: each takes the same number of worlds of every device, which "
             f"has {config.worlds // (n_devices * n_processes)} of training.worlds = {config.worlds}; change one of them"
         )
+
+
+def _check_memory(scenario: Scenario, config: TrainingConfig, simulator: Simulator, learned: Learned) -> None:
+    """Refuse what takes more than all memory: parameters, worlds, and what the networks read in a rollout."""
+    world, timestep = jax.eval_shape(simulator.reset, jax.random.key(0))
+    rollout = config.rollout * n_bytes(learned.network.keep(timestep.observation))
+    where = f"{scenario.source}: training.worlds = {config.worlds}, training.rollout = {config.rollout}"
+    check_bytes(n_bytes(learned) + config.worlds * (n_bytes(world) + rollout), where)
 
 
 def build_teams(scenario: Scenario, config: TrainingConfig, simulator: Simulator) -> Teams:

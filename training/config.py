@@ -73,10 +73,10 @@ class NetworkTable(Table):
     """
 
     encoders: list[Literal["map", "entity", "attention"]]
-    channels: int = pydantic.Field(ge=1)
+    channels: int = pydantic.Field(ge=1, le=4096)
     dilations: list[int]
-    hidden: int = pydantic.Field(ge=4, multiple_of=4)
-    memory: int = pydantic.Field(ge=0)
+    hidden: int = pydantic.Field(ge=4, le=16384, multiple_of=4)
+    memory: int = pydantic.Field(ge=0, le=16384)
     critic: Literal["local", "group", "world"]
 
     @pydantic.field_validator("dilations")
@@ -165,9 +165,9 @@ class TrainingConfig(Table):
     reward_scale: float = pydantic.Field(gt=0.0)
     checkpoint_every: int = pydantic.Field(ge=1)
     evaluate_every: int = pydantic.Field(ge=0)
-    evaluation_episodes: int = pydantic.Field(ge=1)
+    evaluation_episodes: int = pydantic.Field(ge=1, le=1_000_000)
     keep_checkpoints: int = pydantic.Field(ge=1)
-    teams: list[str] = pydantic.Field(min_length=1)
+    teams: list[str] = pydantic.Field(min_length=1, max_length=256)
     credit: CreditTable
     network: NetworkTable
     impala: ImpalaTable = ImpalaTable()

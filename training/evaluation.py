@@ -19,7 +19,7 @@ from training.returns import by_team_and_kind, named, named_by_level
 # Training derives its episodes from other folds of the seed's key.
 TEST, VALIDATION = 1_000_003, 1_000_033
 # Worlds played at once: enough to fill the machine, few enough for any memory.
-_BATCH = 32
+AT_ONCE = 32
 
 
 def episode_keys(seed: int, n_episodes: int, stream: int = TEST) -> Key[Array, " e"]:
@@ -132,9 +132,9 @@ def evaluate(
         from training.host_episodes import play_episodes
 
         key = jax.random.fold_in(jax.random.key(seed), stream)
-        return play_episodes(simulator, policy, key, n_episodes, min(n_episodes, _BATCH))
+        return play_episodes(simulator, policy, key, n_episodes, min(n_episodes, AT_ONCE))
     keys = episode_keys(seed, n_episodes, stream)
-    parts = [_play(simulator, policy, keys[i : i + _BATCH]) for i in range(0, n_episodes, _BATCH)]
+    parts = [_play(simulator, policy, keys[i : i + AT_ONCE]) for i in range(0, n_episodes, AT_ONCE)]
     return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
 
 

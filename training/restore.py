@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from swarm.errors import RunError
 from swarm.simulator import Simulator
-from training.config import load_training
+from training.config import TrainingConfig, load_training
 from training.credit import GroupBy
 from training.mppo import MPPO
 from training.networks import Minds
@@ -31,19 +31,35 @@ def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False
     """
     scenario = folder.scenario()
     config = load_training(scenario)
-    n_networks = folder.identity().get("networks", 1)
+    n_networks, of_team = _networks(folder, config)
     mesh = Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,))
     learner = MPPO(simulator, GroupBy(None, None), None, None, tuple(range(n_networks)), config, mesh)
     fresh = learner.init_learned(seed=0)
     checkpoints = Checkpoints.best(folder) if best else Checkpoints(folder, config.keep_checkpoints)
     # Only the networks are read: the worlds of the run may have other capacities.
     restored = checkpoints.restore(checkpoints.latest(), network=fresh.network)
-    of_team = folder.identity().get("of_team", [0])
     n_teams = simulator.rules.n_teams
     known = [max(of_team[team], 0) if team < len(of_team) else 0 for team in range(n_teams)]
     # On no device in particular, so that they act wherever the worlds are.
     free = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)) if eqx.is_array(x) else x, restored["network"])
     return Minds(free.networks, tuple(known), simulator.rules.capacities)
+
+
+def _networks(folder: RunFolder, config: TrainingConfig) -> tuple[int, list[int]]:
+    """How many networks a run has, and which of them each team.
+
+    Raises:
+        RunError: its `run.json` says what its config does not.
+    """
+    identity = folder.identity()
+    n_networks, of_team = identity.get("networks", 1), identity.get("of_team", [0])
+    expected = len({name for name in config.teams if name.partition(":")[0] == "learn"})
+    file = folder.path / "run.json"
+    if type(n_networks) is not int or n_networks != expected:
+        raise RunError(f"{file}: networks = {str(n_networks)[:40]}: its config.toml has {expected} that learn")
+    if not (isinstance(of_team, list) and all(type(n) is int and -1 <= n < n_networks for n in of_team)):
+        raise RunError(f"{file}: of_team = {str(of_team)[:40]}: expected for each team a number below {n_networks}")
+    return n_networks, of_team
 
 
 def frozen_policy(

@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 import swarm
 from swarm.config import Scenario, load
 from swarm.errors import RunError
+from swarm.resolve import is_trusted
 from training.config import TrainingConfig
 from training.processes import agreed, is_first
 
@@ -76,10 +77,14 @@ class RunFolder:
         """Open a folder that exists, without locking it.
 
         Raises:
-            RunError: it is none.
+            RunError: it is none, or has links to files elsewhere, which we would write to.
         """
         if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
             raise RunError(f"{path}: no run folder (it has no run.json and config.toml); runs are made by swarm.train")
+        for inner in path.iterdir():
+            target = Path(os.path.realpath(inner))
+            if inner.is_symlink() and not target.is_relative_to(os.path.realpath(path)) and not is_trusted():
+                raise RunError(f"{inner} is a link to {target}, outside of the run folder; allow it with --trust")
         return cls(path)
 
     def lock(self) -> None:

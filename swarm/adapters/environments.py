@@ -3,13 +3,20 @@
 Nothing here imports jax: the processes that step these environments need none.
 """
 
-import importlib
+import functools
+import inspect
+import typing
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from swarm import resolve
 from swarm.errors import ConfigError, SwarmError
 
 EXPECTED = '"gymnasium:ID", "pettingzoo:ID or MODULE" or "module:function"'
+# Whose functions make environments, though they say not what they return.
+_LIBRARIES = ("gymnasium", "pettingzoo", "mpe2")
+# Options that would name another environment.
+_NAMES = ("id", "env_type")
 INSTALL = "install it with: pip install 'swarm-engine[host]'"
 
 
@@ -91,6 +98,8 @@ def make_environment(text: str, options: Mapping[str, Any]) -> Any:
     library, colon, name = text.partition(":")
     if not (library and colon and name):
         raise ConfigError(f"expected {EXPECTED}")
+    if taken := [option for option in _NAMES if option in options and library in ("gymnasium", "pettingzoo")]:
+        raise ConfigError(f"options.{taken[0]} = {options[taken[0]]!r}: the environment names it already; leave it out")
     match library:
         case "gymnasium":
             return Alone(_gymnasium(name, options))
@@ -105,6 +114,11 @@ def make_environment(text: str, options: Mapping[str, Any]) -> Any:
     maker = getattr(_module(module), function, None)
     if not callable(maker):
         raise ConfigError(f"module {module!r} has no function {function!r}; expected {EXPECTED}")
+    if not _makes_environments(maker, module, library):
+        raise ConfigError(
+            f"{function!r} of module {module!r} is no environment, and says not that it returns one; expected a class "
+            "with reset and step, or a function that is annotated to return one"
+        )
     environment = _call(maker, options)
     if hasattr(environment, "possible_agents"):
         return environment
@@ -116,6 +130,34 @@ def make_environment(text: str, options: Mapping[str, Any]) -> Any:
     )
 
 
+def _makes_environments(maker: Any, module: str, library: str) -> bool:
+    """Whether it is a class of environments or a function that returns one, as far as can be told before it is called.
+
+    A function of the user's own, in the module that was named, need not be annotated: he wrote it for this. One of an
+    installed package may do anything, unless it is annotated or PettingZoo's `parallel_env`.
+    """
+    if isinstance(maker, functools.partial):
+        return _makes_environments(maker.func, module, library)
+    if isinstance(maker, type):
+        return _is_environment(maker)
+    if not inspect.isfunction(maker):
+        return False
+    try:
+        returned = typing.get_type_hints(maker).get("return", Any)
+    except Exception:
+        # Names that are there for type checkers alone.
+        returned = maker.__annotations__.get("return", Any)
+    returned = typing.get_origin(returned) or returned
+    if isinstance(returned, type) and returned is not Any:
+        return _is_environment(returned)
+    top, home = (text.partition(".")[0] for text in (module, maker.__module__))
+    return home in _LIBRARIES or (home == top and (library == "pettingzoo" or resolve.is_users(top)))
+
+
+def _is_environment(found: type) -> bool:
+    return all(callable(getattr(found, method, None)) for method in ("reset", "step"))
+
+
 def _gymnasium(name: str, options: Mapping[str, Any]) -> Any:
     gymnasium = _module("gymnasium")
     # The first step of its checker warns of what is not asked here; what matters is checked below.
@@ -124,7 +166,7 @@ def _gymnasium(name: str, options: Mapping[str, Any]) -> Any:
 
 def _module(name: str) -> Any:
     try:
-        return importlib.import_module(name)
+        return resolve.import_named(name)
     except ImportError as error:
         missing = getattr(error, "name", None) or name
         if missing.partition(".")[0] in ("gymnasium", "pettingzoo", "mpe2"):

@@ -14,6 +14,7 @@ import pydantic
 
 from swarm.config import Table, parse_toml, validate
 from swarm.errors import ConfigError, nearest
+from swarm.files import read_bytes
 
 Positive = Annotated[float, pydantic.Field(gt=0.0)]
 Amount = Annotated[float, pydantic.Field(ge=0.0)]
@@ -179,7 +180,7 @@ def load_airframe(source: str | Path) -> Airframe:
     path = Path(source)
     if path.suffix == ".toml":
         try:
-            text = path.read_text("utf-8")
+            text = read_bytes(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"{path}: cannot be read: {error}; shipped airframes: {', '.join(airframe_names())}"

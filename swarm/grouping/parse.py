@@ -28,6 +28,8 @@ RULES = (
     "kmeans:K",
     "components:RADIUS",
 )
+# Groups, or entities of one: numbers of 32 bits, of arrays that memory can hold.
+_MOST = 2**24
 
 
 def parse_grouping(
@@ -74,8 +76,9 @@ def parse_grouping(
     first, comma, second = argument.partition(",")
 
     def count(word: str, expected: str) -> int:
-        if not (word.isdecimal() and int(word) > 0):
-            raise ConfigError(f"{where}: {text!r} needs {expected}")
+        # Longer ones Python refuses to read.
+        if not (word.isdecimal() and len(word) < 10 and 0 < int(word) <= _MOST):
+            raise ConfigError(f"{where}: {text[:40]!r} needs {expected}, and at most {_MOST:,}")
         return int(word)
 
     def slots(example: str) -> int | None:

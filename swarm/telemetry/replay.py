@@ -7,21 +7,35 @@
 The policy is not needed. Only the steps of a chunk are in memory at any time.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pydantic
 
 import swarm
 from swarm.config import restore
 from swarm.episode import Chunk, repeat
 from swarm.errors import SwarmError
+from swarm.files import check_regular, parse_json
 from swarm.telemetry.rows import Batch, Rows, is_action
 
 _BATCH_ROWS = 2**16
+# The first columns: numbers of the state, the world and the slot of a row.
+_PLACES = ("step", "world", "slot")
+
+
+class _About(pydantic.BaseModel):
+    """What must be said in the metadata, and what it may say."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+    scenario: str
+    config: dict[str, Any]
+    seed: int = pydantic.Field(ge=-(2**63), lt=2**63)
+    worlds: int = pydantic.Field(ge=1, le=2**20)
 
 
 class Recording:
@@ -37,30 +51,77 @@ class Recording:
     def __init__(self, path: Path) -> None:
         """Read what was simulated.
 
+        The recording is data: unless it is trusted, it may name only rules that are ours (`swarm.resolve`).
+
         Raises:
-            SwarmError: it cannot be read, is no recording, or does not say its seed.
-            ConfigError: the scenario is not valid any more.
+            SwarmError: it cannot be read, is no recording, says not what is needed, or holds more than can be.
+            ConfigError: the scenario is not valid any more, or names code that is not ours.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._path = path
         self._parts = sorted(path.glob("[0-9]*.parquet")) if path.is_dir() else [path]
+        if not self._parts:
+            raise self._error("not a Parquet recording of --record: the folder holds no parts of one")
         try:
+            for part in self._parts:
+                check_regular(part)
             files = [pq.ParquetFile(part) for part in self._parts]
-            self.about: dict[str, Any] = json.loads(files[-1].schema_arrow.metadata[b"swarm"])
-            table, name = self.about["config"], self.about["scenario"]
-        except (OSError, ValueError, TypeError, LookupError) as error:
-            raise self._error(f"not a Parquet recording of --record: {error}") from None
-        if not isinstance(self.about.get("seed"), int):
-            raise self._error("cannot be replayed: it does not say its seed (Recorder(..., {'seed': 0}))")
-        self.scenario = restore(name, f"--replay {path}", table)
+            about = parse_json(files[-1].schema_arrow.metadata[b"swarm"])
+            places = [files[-1].schema_arrow.field(i) for i in range(len(_PLACES))]
+        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+            reason = " ".join(str(error).split())
+            raise self._error(f"not a Parquet recording of --record: {reason}") from None
+        self.about: dict[str, Any] = self._checked(about)
+        self.scenario = restore(self.about["scenario"], f"--replay {path}", self.about["config"])
+        names = files[-1].schema_arrow.names
+        if [place.name for place in places if pa.types.is_integer(place.type)] != list(_PLACES) or len(names) != len(
+            set(names)
+        ):
+            raise self._error(f"expected whole numbers in its first columns, {', '.join(_PLACES)}")
         groups = [file.metadata.row_group(i) for file in files for i in range(file.num_row_groups)]
         self.n_rows = sum(group.num_rows for group in groups)
         # Rows are in the order of steps.
-        last = int(max((g.column(0).statistics.max for g in groups if g.num_rows), default=0))
+        known = [group.column(0).statistics for group in groups if group.num_rows]
+        last = max((int(one.max) for one in known if one is not None and one.has_min_max), default=0)
+        self._simulator = self.scenario.simulator()
+        self._check_sizes(last)
         # Cut short, it lacks the states that the last actions led to.
         self._cut_short = path.is_dir() and self._acts_in(last)
         self.n_steps = last + self._cut_short
+
+    def _checked(self, about: Any) -> dict[str, Any]:
+        """The metadata, if it says what is needed."""
+        if not isinstance(about, dict):
+            raise self._error(f"not a Parquet recording of --record: its metadata are {str(about)[:40]}")
+        config = about.get("config")
+        if isinstance(config, dict) and "environment" in config:
+            raise self._error(f"environment = {config['environment']!r}: a replay makes no environments")
+        if about.get("seed") is None:
+            raise self._error("cannot be replayed: it does not say its seed (Recorder(..., {'seed': 0}))")
+        try:
+            _About.model_validate(about)
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            value = "" if problem["type"] == "missing" else f" = {str(problem['input'])[:40]}"
+            raise self._error(f"not a recording of --record: {key}{value}: {problem['msg'].lower()}") from None
+        return about
+
+    def _check_sizes(self, last: int) -> None:
+        """Refuse what claims more steps or rows than its scenario can have."""
+        n_worlds, n_slots = self.about["worlds"], self._simulator.rules.n_slots
+        most = int(self._simulator.max_steps)
+        if not 0 <= last <= most:
+            raise self._error(f"step {last:,} is beyond the end of its scenario, world.steps = {most:,}")
+        if n_worlds > max(self.n_rows, 1):
+            raise self._error(f"worlds = {n_worlds}: it has but {self.n_rows:,} rows")
+        if self.n_rows > (last + 1) * n_worlds * n_slots:
+            raise self._error(
+                f"{self.n_rows:,} rows, where {last + 1:,} states of {n_worlds:,} world(s) with {n_slots:,} slots "
+                f"can have {(last + 1) * n_worlds * n_slots:,}"
+            )
 
     def replay(self) -> Iterator[Chunk]:
         """Simulate again.
@@ -71,7 +132,7 @@ class Recording:
         Raises:
             SwarmError: at the first row that differs.
         """
-        simulator, n_worlds = self.scenario.simulator(), self.about["worlds"]
+        simulator, n_worlds = self._simulator, self.about["worlds"]
         log, rows = _Log(self, simulator.rules), Rows()
         key = jax.random.key(self.about["seed"])
         for chunk in repeat(simulator, log.actions, key, self.n_steps, n_worlds=n_worlds, scenario=self.scenario):
@@ -88,8 +149,11 @@ class Recording:
         import pyarrow.parquet as pq
 
         for part in self._parts:
-            for batch in pq.ParquetFile(part).iter_batches(_BATCH_ROWS):
-                yield pa.Table.from_batches([batch])
+            try:
+                for batch in pq.ParquetFile(part).iter_batches(_BATCH_ROWS):
+                    yield pa.Table.from_batches([batch])
+            except (pa.ArrowException, OSError) as error:
+                raise self._error(f"{part.name} cannot be read: {' '.join(str(error).split())}") from None
 
     def _acts_in(self, step: int) -> bool:
         """Whether anybody chose an action in this step."""
@@ -129,21 +193,27 @@ class _Log:
     def actions(self, n_before: int, n_steps: int) -> np.ndarray:
         """Those of some steps, [t, b, n] or [t, b, n, a]; 0 where there are none."""
         end, rules = n_before + n_steps, self._rules
-        self._fill(lambda table: table.num_rows and table["step"][-1].as_py() >= end)
+        # More rows than these states can have are too many; then `compare` says which is wrong.
+        most = (n_steps + 1) * self._recording.about["worlds"] * rules.n_slots
+        self._fill(lambda table: table.num_rows > most or (table.num_rows and (table["step"][-1].as_py() or 0) >= end))
         n_columns = rules.n_controls or (len(rules.choices) if len(rules.choices) > 1 else 0)
         names = [f"action_{i}" for i in range(n_columns)] or ["action"]
         kind = np.float32 if rules.n_controls else np.int32
         shape = (n_steps, self._recording.about["worlds"], rules.n_slots)
         found = np.zeros((len(names), *shape), kind)
         if self._table is not None:
-            missing = {"step", "world", "slot", *names} - set(self._table.column_names)
+            missing = {*_PLACES, *names} - set(self._table.column_names)
             if missing:
                 raise self._recording.differs(f"expected columns {', '.join(sorted(missing))}")
-            step, world, slot = (self._table[name].to_numpy() for name in ("step", "world", "slot"))
+            if strange := [name for name in names if _sort(self._table[name].type) != "number"]:
+                raise self._recording.differs(f"expected numbers in column {strange[0]}")
+            step, world, slot = (self._table[name].fill_null(-1).to_numpy() for name in _PLACES)
             place = (step - n_before, world, slot)
             known = np.all([(x >= 0) & (x < size) for x, size in zip(place, shape, strict=True)], axis=0)
             for values, name in zip(found, names, strict=True):
-                values[tuple(x[known] for x in place)] = self._table[name].fill_null(0).to_numpy()[known]
+                # What is no number of this type was not chosen, and `compare` will say so.
+                with np.errstate(all="ignore"):
+                    values[tuple(x[known] for x in place)] = self._table[name].fill_null(0).to_numpy()[known]
         return np.moveaxis(found, 0, -1) if n_columns else found[0]
 
     def compare(self, batch: Batch) -> None:
@@ -168,6 +238,9 @@ def _difference(recorded: Any, replayed: Any, n_before: int) -> str | None:
     """What is wrong with the first row that differs in any bit; None: none does."""
     if recorded.column_names != replayed.column_names:
         return f"expected columns {', '.join(replayed.column_names)}"
+    for name in replayed.column_names:
+        if _sort(recorded[name].type) != _sort(replayed[name].type):
+            return f"expected {replayed[name].type} in column {name}, found {recorded[name].type}"
     n = min(len(recorded), len(replayed))
     wrong = {name: _unequal(recorded[name].slice(0, n), replayed[name].slice(0, n)) for name in replayed.column_names}
     first = {name: int(np.argmax(mask)) for name, mask in wrong.items() if mask.any()}
@@ -177,6 +250,17 @@ def _difference(recorded: Any, replayed: Any, n_before: int) -> str | None:
         was, now = (table[name][row].as_py() for table in (recorded, replayed))
         return f"{_row(recorded, row, n_before)}: {name} = {was!r}, but the replay gives {now!r}"
     return f"{_row(replayed, n, n_before)} is missing" if n < len(replayed) else None
+
+
+def _sort(kind: Any) -> str:
+    """Values of one sort can be compared: numbers, or names."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    return "name" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)
 
 
 def _unequal(one: Any, other: Any) -> np.ndarray:

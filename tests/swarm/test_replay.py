@@ -134,6 +134,29 @@ def test_whatever_is_changed_is_found(colony, tmp_path):
         assert "recorded with" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("x", pa.array(["1.0"]), "expected float in column x, found string"),
+        ("x", pa.array([[1.0]]), "expected float in column x, found list"),
+        ("kind", pa.array([1]), "expected dictionary.* in column kind, found int64"),
+        ("uid", pa.array([None], pa.int32()), "uid = None, but the replay gives 0"),
+        ("slot", pa.array([None], pa.int32()), "slot = None, but the replay gives 0"),
+        ("slot", pa.array([10**9], pa.int32()), "slot = 1000000000, but the replay gives 0"),
+        ("action_0", pa.array(["1.0"]), "expected numbers in column action_0"),
+        ("action_0", pa.array([1e300]), "row "),
+    ],
+)
+def test_columns_of_another_kind_are_one_line(colony, tmp_path, name, values, message):
+    table = pq.read_table(colony)
+    column = pa.concat_arrays([values] * len(table))
+    table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SwarmError, match=message) as caught:
+        list(Recording(tmp_path / "a.parquet").replay())
+    assert "\n" not in str(caught.value)
+
+
 def test_what_is_no_recording_is_refused(colony, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("no table")
     pq.write_table(pa.table({"step": [1]}), tmp_path / "foreign.parquet")

@@ -142,7 +142,7 @@ def stopped(rivals, tmp_path_factory):
 def test_a_signal_to_one_process_stops_and_saves_all(stopped):
     ((code_0, out_0, err_0), (code_1, out_1, err_1)), folder = stopped
     assert code_0 == code_1 == 130
-    assert re.search(f"stopped and saved; go on with: python -m swarm.train --resume {folder}\n$", err_0)
+    assert re.search(f"stopped and saved; go on with: python -m swarm.train --resume {folder} --trust\n$", err_0)
     # Process 0 speaks for all; Gloo greets by itself.
     assert "run folder" in out_0
     assert re.fullmatch(r"(\[Gloo\].*\n)?", out_1)
@@ -156,7 +156,7 @@ def test_a_signal_to_one_process_stops_and_saves_all(stopped):
 def test_a_killed_process_stops_the_other_and_the_run_goes_on_alone(rivals, stopped):
     _, folder = stopped
     done = len(RunFolder.open(folder).metrics())
-    with Group(*training(2, "--resume", folder)) as group:
+    with Group(*training(2, "--resume", folder, "--trust")) as group:
         group.after(done + 3, folder.parent)
         # The worst one: the others meet where it listens.
         group.processes[0].kill()
@@ -184,7 +184,7 @@ def test_a_run_goes_on_with_another_number_of_processes(rivals, tmp_path, victim
         assert f"--resume {folder}" in last_words(err), i
     for n in (2, 4):
         done = len(RunFolder.open(folder).metrics())
-        with Group(*training(n, "--resume", folder)) as group:
+        with Group(*training(n, "--resume", folder, "--trust")) as group:
             group.after(done + 2, tmp_path)
             for process in group.processes:
                 process.send_signal(signal.SIGINT)

@@ -106,7 +106,7 @@ def test_killed_at_five_random_moments_is_bit_equal(rivals, tmp_path, memory):
     moments = sorted(np.random.default_rng(memory).choice(np.arange(2, 20), 5, replace=False))
     folder = killed(rivals, broken, moments[0], *words, "--runs", str(broken))
     for moment in moments[1:]:
-        folder = killed(rivals, broken, moment, "--resume", str(folder))
+        folder = killed(rivals, broken, moment, "--resume", str(folder), "--trust")
     assert main(["--resume", str(folder), "--episodes", "2"]) == 0
     assert_same(folder, uninterrupted)
 
