@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.errors import SwarmError
+from swarm.packages import check_ours, find_in_working_folder
 
 OVERRIDES_HELP = "dotted overrides of the scenario file, like population.heavy.capacity=64 or training.steps=20000"
 
@@ -22,6 +23,7 @@ def run(
     """Parse the arguments and run a command; a user's mistake or a full disk is one line on stderr and exit code 2."""
     # Intermixed, so that overrides may stand before and after options.
     arguments = parser.parse_intermixed_args(argv)
+    find_in_working_folder()
     try:
         return command(arguments)
     except SwarmError as error:
@@ -41,15 +43,11 @@ def import_training() -> Any:
     """Import our `training` package, or say what stands in its way.
 
     Raises:
-        SwarmError: a `training.py` in the working folder shadows it.
+        ConfigError: a module of the user's hides it.
     """
+    check_ours("training")
     import training
 
-    if not getattr(training, "IS_SWARM", False):
-        place = getattr(training, "__file__", None) or next(iter(training.__path__), "?")
-        raise SwarmError(
-            f"{place} shadows the package 'training' that swarm needs; rename it or work in another folder"
-        )
     return training
 
 
