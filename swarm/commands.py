@@ -2,13 +2,14 @@
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from swarm.errors import SwarmError
 from swarm.packages import check_ours, find_in_working_folder
+from swarm.values import LARGEST_WHOLE, shown
 
 OVERRIDES_HELP = "dotted overrides of the scenario file, like population.heavy.capacity=64 or training.steps=20000"
 
@@ -30,9 +31,17 @@ def run(
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or error.filename):
             raise
-        print(f"{parser.prog}: error: {error.filename or 'writing'}: {error.strerror}; make room", file=sys.stderr)
+        line = f"{error.filename or 'writing'}: {error.strerror}{'; make room' if full else ''}"
+        print(f"{parser.prog}: error: {line}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        line = f"too little memory ({' '.join(str(error).split())[:120]}); lower capacities, worlds or steps"
+        print(f"{parser.prog}: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
@@ -52,13 +61,13 @@ def import_training() -> Any:
 
 
 def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
+    """Parse a whole number from 1 to what 32 bits hold."""
     value = int(text)
-    if value < 1:
-        raise ValueError
+    if not 1 <= value <= LARGEST_WHOLE:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {LARGEST_WHOLE}, got {shown(value)}")
     return value
 
 
 def is_run(source: str) -> bool:
     """Whether a word names a run folder."""
-    return (Path(source) / "run.json").is_file()
+    return os.path.isfile(os.path.join(source, "run.json"))

@@ -11,6 +11,7 @@ import numpy as np
 
 from swarm.commands import OVERRIDES_HELP, Formatter, import_training, is_run, positive, run
 from swarm.errors import ConfigError, nearest
+from swarm.outputs import PICTURES, RECORDINGS, check_output
 
 EXAMPLES = """examples:
   python -m swarm.simulate outpost --render outpost.mp4
@@ -50,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _simulate(arguments: argparse.Namespace) -> int:
     target = Path(arguments.render) if arguments.render else None
     if target:
-        from swarm.render import check_format
-
-        check_format(target)
+        check_output(target, option="--render", formats=PICTURES)
+    if arguments.record:
+        check_output(arguments.record, option="--record", formats=RECORDINGS, new=True)
 
     from swarm.interrupts import stop_requested
     from swarm.render import Renderer

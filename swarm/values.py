@@ -9,7 +9,6 @@ import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import numpy as np
 from pydantic_core import PydanticCustomError
 
 LARGEST_WHOLE = 2**31 - 1
@@ -18,12 +17,12 @@ LARGEST, LEAST = 1e18, 1e-18
 
 
 def fitted(annotation: Any, value: Any) -> Any:
-    """A value as an annotation expects it: a tuple where TOML has a list, a plain number where NumPy has its own.
+    """A value as an annotation expects it: a tuple where TOML has a list, a plain number where arrays have one.
 
     Raises:
         PydanticCustomError: it is none of the options of a `Literal`; pydantic itself would take `true` for 1.
     """
-    if isinstance(value, np.generic):
+    if hasattr(value, "dtype") and value.ndim == 0:
         value = value.item()
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:

@@ -8,6 +8,7 @@ The policy is not needed. Only the steps of a chunk are in memory at any time.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Recording:
         import pyarrow.parquet as pq
 
         self._path = path
-        self._parts = sorted(path.glob("[0-9]*.parquet")) if path.is_dir() else [path]
+        self._parts = sorted(path.glob("[0-9]*.parquet")) if os.path.isdir(path) else [path]
         try:
             files = [pq.ParquetFile(part) for part in self._parts]
             self.about: dict[str, Any] = json.loads(files[-1].schema_arrow.metadata[b"swarm"])
@@ -59,7 +60,7 @@ class Recording:
         # Rows are in the order of steps.
         last = int(max((g.column(0).statistics.max for g in groups if g.num_rows), default=0))
         # Cut short, it lacks the states that the last actions led to.
-        self._cut_short = path.is_dir() and self._acts_in(last)
+        self._cut_short = os.path.isdir(path) and self._acts_in(last)
         self.n_steps = last + self._cut_short
 
     def replay(self) -> Iterator[Chunk]:
