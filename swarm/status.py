@@ -13,6 +13,8 @@ class Status(enum.IntFlag):
     NEIGHBORS_FULL = 4
     GROUPS_FULL = 8
     BAD_ACTION = 16
+    BAD_OBSERVATION = 32
+    BAD_REWARD = 64
 
 
 OVERFLOWS = Status.ENTITIES_FULL | Status.NEIGHBORS_FULL | Status.GROUPS_FULL
@@ -24,6 +26,8 @@ REMEDIES = {
     Status.NEIGHBORS_FULL: "a neighbour search missed some for want of room: raise search.room",
     Status.GROUPS_FULL: "groups could not be formed for want of slots: give that level of [groups] more slots",
     Status.BAD_ACTION: "an action is NaN, infinite or no action's index, and was replaced: check the policy",
+    Status.BAD_OBSERVATION: "what a living entity sees is NaN or infinite: check `observe` of the rules",
+    Status.BAD_REWARD: "what a living entity earned is NaN or infinite: check the rewards and their weights",
 }
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from swarm.entities import Entities
 from swarm.scenario import AbstractPolicy, Observation, TimeStep, World
 from swarm.simulator import Simulator, for_each_marked
+from swarm.status import Status
 from training.credit import GroupBy, Membership, People
 from training.distributions import AbstractDistribution, Raw
 from training.networks import Memory, Minds
@@ -146,7 +147,7 @@ class Stage(eqx.Module):
         return self.grouping(world).of(mind >= 0), mind
 
 
-N_STATUS_BITS = 8
+N_STATUS_BITS = max(Status).bit_length()
 
 
 def _status_bits(status: Int[Array, ""]) -> Int[Array, " bits"]:

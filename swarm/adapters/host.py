@@ -17,7 +17,7 @@ from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.hierarchy import form, regroup
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, RandomPolicy, TimeStep, World
-from swarm.simulator import Simulator, visible_status
+from swarm.simulator import Simulator, judged, visible_status
 
 # Rules of groups that look at places, which agents of a host environment have not.
 _BY_PLACE = ("nearest", "quadrant", "kmeans", "components")
@@ -236,4 +236,4 @@ def advance(simulator: Simulator, world: World, steps: Steps) -> tuple[World, Wo
         world_terminated=ended & ~world_truncated,
         world_truncated=world_truncated,
     )
-    return final, following, timestep
+    return judged(final, timestep), judged(following, timestep), timestep
