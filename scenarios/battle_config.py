@@ -7,7 +7,7 @@ import numpy as np
 import pydantic
 
 from scenarios.battle_layout import KINDS, layout
-from scenarios.tables import Amount, Positive, SpaceTable
+from scenarios.tables import Amount, Positive, Share, SpaceTable, Weight
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.search import SearchTable
 
@@ -40,7 +40,7 @@ class KindTable(Population):
     sensing: float = Positive
     reach: float = Positive
     damage: float = Amount
-    accuracy: float = pydantic.Field(ge=0.0, le=1.0)
+    accuracy: float = Share
     cooldown: int = pydantic.Field(ge=1)
 
     @pydantic.model_validator(mode="after")
@@ -64,16 +64,16 @@ class WavesTable(Table):
     """Table `waves`."""
 
     every: int = pydantic.Field(ge=1)
-    count: int = pydantic.Field(ge=0)
+    count: int = pydantic.Field(ge=0, le=1_000_000)
 
 
 class RewardTable(Table):
     """Table `reward`."""
 
-    dealt: float
-    kill: float
-    taken: float
-    death: float
+    dealt: float = Weight
+    kill: float = Weight
+    taken: float = Weight
+    death: float = Weight
 
 
 class BattleConfig(ScenarioConfig):

@@ -2,7 +2,7 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Positive
+from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Few, Positive, Weight
 from swarm.config import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
@@ -14,7 +14,7 @@ class WorldTable(BoxTable):
     size: tuple[float, float, float]
     circle: float = Positive
     jitter: float = Amount
-    pillars: int = pydantic.Field(ge=0)
+    pillars: int = pydantic.Field(ge=0, le=1024)
     pillar_radius: float = Positive
     arrive: float = Positive
 
@@ -28,19 +28,19 @@ class PopulationTable(Table):
 class ObservationTable(Table):
     """Table `observation`."""
 
-    others: int = pydantic.Field(ge=1)
+    others: int = Few
     sight: float = Positive
 
 
 class RewardTable(Table):
     """Table `reward`."""
 
-    progress: float
-    arrived: float
-    crash: float
-    near: float
+    progress: float = Weight
+    arrived: float = Weight
+    crash: float = Weight
+    near: float = Weight
     margin: float = Positive
-    time: float
+    time: float = Weight
 
 
 class OrcaTable(Table):

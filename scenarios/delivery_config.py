@@ -2,7 +2,18 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, AvoidanceTable, DroneTable, EnergyTable, FieldTable, Positive
+from scenarios.tables import (
+    AirTable,
+    Amount,
+    AvoidanceTable,
+    DroneTable,
+    EnergyTable,
+    Few,
+    FieldTable,
+    Positive,
+    Share,
+    Weight,
+)
 from swarm.config import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
@@ -24,10 +35,10 @@ class WorldTable(FieldTable):
 class ParcelsTable(Table):
     """Table `parcels`."""
 
-    number: int = pydantic.Field(ge=1)
+    number: int = pydantic.Field(ge=1, le=10_000)
     initial: int = pydantic.Field(ge=0)
     last: float = Positive
-    from_depot: float = pydantic.Field(ge=0.0, le=1.0)
+    from_depot: float = Share
     mass: tuple[float, float]
     value: tuple[float, float]
     deadline: float = Positive
@@ -53,8 +64,8 @@ class PopulationTable(Table):
 class ObservationTable(Table):
     """Table `observation`."""
 
-    parcels: int = pydantic.Field(ge=1)
-    others: int = pydantic.Field(ge=1)
+    parcels: int = Few
+    others: int = Few
     sight: float = Positive
 
 
@@ -62,17 +73,17 @@ class RewardTable(Table):
     """Table `reward`."""
 
     delivered: float = Positive
-    picked: float
-    carried: float
+    picked: float = Weight
+    carried: float = Weight
     energy: float = Amount
-    crash: float
+    crash: float = Weight
 
 
 class AuctionTable(Table):
     """Table `auction`: of the scripted policy."""
 
     epsilon: float = Positive
-    rounds: int = pydantic.Field(ge=1)
+    rounds: int = pydantic.Field(ge=1, le=1_000_000)
     stop: float = Amount
     slip: float = pydantic.Field(ge=0.0, lt=1.0)
     reserve: float = pydantic.Field(ge=0.0, lt=1.0)

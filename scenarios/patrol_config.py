@@ -2,7 +2,17 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, AvoidanceTable, DroneTable, EnergyTable, FieldTable, Positive
+from scenarios.tables import (
+    AirTable,
+    Amount,
+    AvoidanceTable,
+    DroneTable,
+    EnergyTable,
+    Few,
+    FieldTable,
+    Positive,
+    Weight,
+)
 from swarm.config import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
@@ -42,7 +52,7 @@ class RadioTable(Table):
 class ObservationTable(Table):
     """Table `observation`."""
 
-    others: int = pydantic.Field(ge=1)
+    others: int = Few
     window: int = pydantic.Field(ge=1, le=15)
     spacing: float = Positive
 
@@ -57,10 +67,10 @@ class ObservationTable(Table):
 class RewardTable(Table):
     """Table `reward`."""
 
-    seen: float
-    told: float
+    seen: float = Weight
+    told: float = Weight
     energy: float = Amount
-    crash: float
+    crash: float = Weight
 
 
 class FrontierTable(Table):

@@ -49,9 +49,9 @@ class Table(pydantic.BaseModel):
 
 
 class Population(Table):
-    """How many entities of a kind there can be, and are at the start; both per team."""
+    """How many entities of a kind there can be (16 million at most), and are at the start; both per team."""
 
-    capacity: int = pydantic.Field(ge=0)
+    capacity: int = pydantic.Field(ge=0, le=2**24)
     initial: int = pydantic.Field(ge=0)
 
     @pydantic.model_validator(mode="after")
@@ -70,9 +70,11 @@ class Randomization(Table):
         seed: of the draws.
     """
 
-    pool: int = pydantic.Field(default=64, ge=1)
-    variants: int = pydantic.Field(default=16, ge=2)
-    seed: int = 0
+    on_host = ("seed",)
+
+    pool: int = pydantic.Field(default=64, ge=1, le=10_000)
+    variants: int = pydantic.Field(default=16, ge=2, le=10_000)
+    seed: int = pydantic.Field(default=0, ge=-(2**63), lt=2**63)
 
 
 class ScenarioConfig(Table):

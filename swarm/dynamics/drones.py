@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 import scipy.linalg
 from jaxtyping import Array, Float
 
@@ -19,6 +20,7 @@ from swarm.dynamics.quadrotor import RADIANS_PER_RPM, Quadrotor, Rotors
 from swarm.errors import ConfigError
 
 Model = Literal["rotors", "attitude", "attitude_lag"]
+Rate = Annotated[float, pydantic.Field(gt=0.0, le=1e5)]
 Commands = Literal["rotors", "attitude", "velocity", "position"]
 
 
@@ -40,8 +42,8 @@ class ControlTable(Table):
         high: highest.
     """
 
-    rate: Positive = 500.0
-    outer_rate: Positive = 100.0
+    rate: Rate = 500.0
+    outer_rate: Rate = 100.0
     stiffness: tuple[Positive, Positive, Positive] = (400.0, 400.0, 50.0)
     damping: tuple[Positive, Positive, Positive] = (40.0, 40.0, 15.0)
     motor_tau: Positive = 0.02
@@ -52,6 +54,14 @@ class ControlTable(Table):
     max_tilt: float = 0.6
     low: tuple[float, float, float, float] = (-10.0, -10.0, 0.0, -math.pi)
     high: tuple[float, float, float, float] = (10.0, 10.0, 10.0, math.pi)
+
+    @pydantic.model_validator(mode="after")
+    def _spans(self) -> "ControlTable":
+        if not all(low < high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"low = {list(self.low)}, high = {list(self.high)}: each must be lower than the other's")
+        if not 0 < self.max_tilt < math.pi / 2:
+            raise ValueError(f"max_tilt = {self.max_tilt}: expected radians between 0 and {math.pi / 2:.3f}")
+        return self
 
 
 def drone_dynamics(
@@ -77,8 +87,6 @@ def drone_dynamics(
     table = control if isinstance(control, ControlTable) else validate(ControlTable, control or {}, "control")
     if not (math.isfinite(time_step) and time_step > 0):
         raise ConfigError(f"time_step = {time_step}: expected seconds, greater than 0")
-    if not 0 < table.max_tilt < math.pi / 2:
-        raise ConfigError(f"control: max_tilt = {table.max_tilt}: expected radians between 0 and {math.pi / 2:.3f}")
     frames = load_airframes(airframes)
     inner, outer = (_count(time_step, rate) for rate in (table.rate, table.outer_rate))
     if commands == "rotors" and model != "rotors":
