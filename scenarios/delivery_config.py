@@ -15,6 +15,7 @@ from scenarios.tables import (
     Weight,
 )
 from swarm.config import ScenarioConfig, Table
+from swarm.dynamics import Airframe, load_airframe
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
 
@@ -116,6 +117,13 @@ class DeliveryConfig(ScenarioConfig):
             raise ValueError(
                 f"observation.parcels = {self.observation.parcels} exceeds parcels.number = {self.parcels.number}; "
                 "lower it"
+            )
+        body = drone.body if isinstance(drone.body, Airframe) else load_airframe(drone.body)
+        lift = body.rotors.thrust_range[1] * len(body.rotors.spin) / body.gravity - body.mass
+        if self.parcels.mass[1] > lift:
+            raise ValueError(
+                f"parcels.mass = {list(self.parcels.mass)}: population.drone.airframe = {drone.airframe!r} lifts "
+                f"{lift:.3g} kg besides itself; lower it"
             )
         if energy.pad < world.reach + 2 * drone.radius:
             raise ValueError(

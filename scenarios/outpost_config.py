@@ -59,6 +59,13 @@ class UnitTable(Population):
     dig_gain: float = Amount
     dig_rubble: float = Amount
 
+    @pydantic.model_validator(mode="after")
+    def _charged(self) -> "UnitTable":
+        for name in ("build_power", "move", "dig"):
+            if getattr(self, name) > self.battery:
+                raise ValueError(f"{name} = {getattr(self, name):g} exceeds battery = {self.battery:g}; raise battery")
+        return self
+
 
 class PopulationTable(Table):
     """Table `population`."""

@@ -1,10 +1,13 @@
 """What the scenario files of several scenarios have in common."""
 
+from typing import Annotated
+
 import pydantic
 
 from swarm.config import Population, Table, validate
 from swarm.dynamics import Airframe, load_airframe
 from swarm.dynamics.drones import Model
+from swarm.errors import ConfigError
 
 # Limits are far beyond what is of use, and keep single precision and memory from being exceeded by a slip.
 Positive = pydantic.Field(gt=1e-9, le=1e9)
@@ -14,6 +17,17 @@ Share = pydantic.Field(ge=0.0, le=1.0)
 Few = pydantic.Field(ge=1, le=1024)
 Steps = pydantic.Field(ge=1, le=10**9)
 TimeStep = pydantic.Field(ge=1e-6, le=1e4)
+
+
+def known_airframe(name: str, table: str = "") -> str:
+    """Return the name or path of an airframe, whose file is right, and has a table."""
+    try:
+        frame = load_airframe(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    if table and getattr(frame, table) is None:
+        raise ValueError(f"{name!r} has no table {table!r}; take an airframe that has, like 'cf2x'")
+    return name
 
 
 class BoxTable(Table):
@@ -60,9 +74,9 @@ class FactorTable(Table):
         drag: of the drag, at any speed of the rotors.
     """
 
-    mass: float = pydantic.Field(default=1.0, gt=0.0, le=1e6)
-    inertia: float = pydantic.Field(default=1.0, gt=0.0, le=1e6)
-    drag: float = pydantic.Field(default=1.0, ge=0.0, le=1e6)
+    mass: float = pydantic.Field(default=1.0, gt=1e-3, le=1e3)
+    inertia: float = pydantic.Field(default=1.0, gt=1e-3, le=1e3)
+    drag: float = pydantic.Field(default=1.0, ge=0.0, le=1e3)
 
 
 class DroneTable(Population):
@@ -77,7 +91,7 @@ class DroneTable(Population):
     """
 
     initial: int = pydantic.Field(ge=1)
-    airframe: str
+    airframe: Annotated[str, pydantic.AfterValidator(known_airframe)]
     factors: FactorTable = FactorTable()
     model: Model
     radius: float = Positive
@@ -112,7 +126,7 @@ class AirTable(Table):
     wind: tuple[float, float] = (0.0, 0.0)
     roughness: float = Amount
     turbulence: bool = False
-    downwash: str = ""
+    downwash: Annotated[str, pydantic.AfterValidator(lambda name: name and known_airframe(name, "downwash"))] = ""
 
     @pydantic.field_validator("wind")
     @classmethod

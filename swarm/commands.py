@@ -60,12 +60,17 @@ def import_training() -> Any:
     return training
 
 
-def positive(text: str) -> int:
-    """Parse a whole number from 1 to what 32 bits hold."""
-    value = int(text)
-    if not 1 <= value <= LARGEST_WHOLE:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {LARGEST_WHOLE}, got {shown(value)}")
+def positive(text: str, most: int = 1_000_000) -> int:
+    """Parse a whole number from 1 on, up to what memory can be asked for."""
+    value = int(text) if text.strip().isdecimal() and len(text) < 20 else 0
+    if not 1 <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {most:,}, got {shown(text)}")
     return value
+
+
+def n_steps(text: str) -> int:
+    """Parse a number of steps, which take no memory."""
+    return positive(text, LARGEST_WHOLE)
 
 
 def is_run(source: str) -> bool:

@@ -32,7 +32,10 @@ class Table(pydantic.BaseModel):
         on_host: names of numbers that no array ever holds, and that may be as large as they like.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    # What stands in a table that is not ours (`options`) may be infinite, and stays so.
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, ser_json_inf_nan="constants"
+    )
 
     on_host: ClassVar[tuple[str, ...]] = ()
 

@@ -11,7 +11,7 @@ class SwarmError(Exception):
 
     def __init__(self, message: str) -> None:
         """Make one line of a message, and not a long one, whatever it quotes."""
-        line = "\\n".join(message.splitlines())
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
         half = _LONGEST // 2
         super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}")
 

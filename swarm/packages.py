@@ -29,7 +29,10 @@ def check_ours(name: str) -> None:
 
 def find_in_working_folder() -> None:
     """Let modules of the working folder be found, after all others, however a command was started."""
-    folder = os.getcwd()
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return
     if not sys.flags.safe_path and not {folder, ""} & set(sys.path):
         sys.path.append(folder)
 

@@ -9,6 +9,7 @@ import pydantic
 
 from swarm.cell_grid import REACH, CellGrid
 from swarm.config import Table
+from swarm.errors import ConfigError
 from swarm.neighbors import AbstractNeighborSearch, AllPairs
 from swarm.space import AbstractSpace
 
@@ -16,6 +17,7 @@ Backend = Literal["auto", "all_pairs", "cell_grid"]
 
 # Below this many entities all pairs are faster (perf/test_neighbors.py).
 _ALL_PAIRS_BELOW = 192
+_MOST_ALL_PAIRS = 2**17
 _BLOCK = 8
 # Windows are multiples of it.
 _MULTIPLE = 8
@@ -37,10 +39,19 @@ class SearchTable(Table):
 def neighbor_search(
     space: AbstractSpace, radius: float | int, n_slots: int, table: SearchTable | None = None
 ) -> AbstractNeighborSearch:
-    """Build the search for neighbours nearer than a radius (metres) among `n_slots` entities."""
+    """Build the search for neighbours nearer than a radius (metres) among `n_slots` entities.
+
+    Raises:
+        ConfigError: these are too many to compare each with each.
+    """
     table = table or SearchTable()
     small = n_slots < _ALL_PAIRS_BELOW or not math.isfinite(radius)
     if table.backend == "all_pairs" or (table.backend == "auto" and small):
+        if n_slots > _MOST_ALL_PAIRS:
+            raise ConfigError(
+                f"all pairs of {n_slots:,} entities are too many, at most of {_MOST_ALL_PAIRS:,}; lower "
+                'population.<kind>.capacity, or take search.backend = "cell_grid" and a finite radius'
+            )
         return AllPairs(space, jnp.float32(radius))
     cells = _cells(np.asarray(space.size, float), radius, n_slots)
     return CellGrid(space, jnp.float32(radius), cells, _windows(cells, n_slots, table.room), _BLOCK)

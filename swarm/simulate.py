@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swarm.commands import OVERRIDES_HELP, Formatter, import_training, is_run, positive, run
+from swarm.commands import OVERRIDES_HELP, Formatter, import_training, is_run, n_steps, positive, run
 from swarm.errors import ConfigError, nearest
 from swarm.outputs import PICTURES, RECORDINGS, check_output
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", metavar="FILE", help="write who was where at each step: .parquet, .csv, .mcap")
     parser.add_argument("--replay", metavar="FILE", help="simulate a .parquet recording again, and compare each bit")
     parser.add_argument("--seed", type=int, default=0, help="of the map and the actions")
-    parser.add_argument("--steps", type=positive, help="stop earlier than the scenario's own end")
+    parser.add_argument("--steps", type=n_steps, help="stop earlier than the scenario's own end")
     parser.add_argument("--worlds", type=positive, default=1, help="play and record so many at once; draw the first")
     parser.add_argument(
         "--regrow",

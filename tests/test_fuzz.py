@@ -31,6 +31,16 @@ DATES = (datetime.date(1979, 5, 27), datetime.time(7, 32), datetime.datetime(197
 BEYOND = (math.nan, math.inf, -math.inf, 1e39, -1e39, 1e-46, 1e-39, 2**63, 10**400, -(10**400))
 TABLES = ({}, {"x": 1}, {"uniform": [1.0]}, {"uniform": [2.0, 1.0]}, {"normal": [math.nan, 1.0]}, {"choice": [10**400]})
 NEVER = (*DATES, *TABLES, [[]], [[[[1.0]]]])
+RULES = ("modulo:0", "modulo:99999999999999999999", "block:-1", "block:2.5", "block:" + "9" * 5000, "kmeans:1000000000")
+RULES += (
+    "fixed:8,99999999999",
+    "fixed:0",
+    "components:1e39",
+    "components:nan",
+    "components:1e-46",
+    "nearest:",
+    "kind:3",
+)
 # Numbers that stay on the host may exceed 32 bits.
 ON_HOST = ("randomization.seed", "training.steps")
 # Of these any number below 0 is meant.
@@ -86,6 +96,10 @@ def leaves(table: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
+def is_rule(key: str) -> bool:
+    return key == "training.credit.grouping" or (key.startswith("groups.") and key != "groups.levels")
+
+
 def cases_of(name: str, recipe: str | None = None) -> list[Case]:
     """Of a scenario all but the settings of the learner; with a recipe, these."""
     scenario = load(name, {"training.recipe": recipe} if recipe else None)
@@ -95,7 +109,7 @@ def cases_of(name: str, recipe: str | None = None) -> list[Case]:
         Case(name, recipe, key, x, never and not (key in ON_HOST and x in (2**31, -(2**31))))
         for key, value in leaves(table)
         if key.startswith("training.") == bool(recipe)
-        for x, never in mutations(value)
+        for x, never in (*mutations(value), *((rule, True) for rule in RULES if is_rule(key)))
     ]
     return found
 

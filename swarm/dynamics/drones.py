@@ -12,7 +12,7 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from swarm.config import Table, validate
-from swarm.dynamics.airframe import Airframe, AttitudeTable, Positive, load_airframes
+from swarm.dynamics.airframe import Airframe, AttitudeTable, load_airframes
 from swarm.dynamics.attitude import AbstractResponse, AttitudeFlight, FirstOrder, SecondOrder
 from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
 from swarm.dynamics.flight import AbstractFlight
@@ -20,7 +20,9 @@ from swarm.dynamics.quadrotor import RADIANS_PER_RPM, Quadrotor, Rotors
 from swarm.errors import ConfigError
 
 Model = Literal["rotors", "attitude", "attitude_lag"]
-Rate = Annotated[float, pydantic.Field(gt=0.0, le=1e5)]
+Rate = Annotated[float, pydantic.Field(gt=1e-3, le=1e5)]
+Gain = Annotated[float, pydantic.Field(gt=1e-6, le=1e6)]
+Limit = Annotated[float, pydantic.Field(gt=1e-6, le=1e4)]
 Commands = Literal["rotors", "attitude", "velocity", "position"]
 
 
@@ -44,13 +46,13 @@ class ControlTable(Table):
 
     rate: Rate = 500.0
     outer_rate: Rate = 100.0
-    stiffness: tuple[Positive, Positive, Positive] = (400.0, 400.0, 50.0)
-    damping: tuple[Positive, Positive, Positive] = (40.0, 40.0, 15.0)
-    motor_tau: Positive = 0.02
-    velocity_gain: tuple[Positive, Positive, Positive] = (3.0, 3.0, 4.0)
-    position_gain: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.5)
-    acceleration: Positive = 6.0
-    speed: Positive = 3.0
+    stiffness: tuple[Gain, Gain, Gain] = (400.0, 400.0, 50.0)
+    damping: tuple[Gain, Gain, Gain] = (40.0, 40.0, 15.0)
+    motor_tau: Limit = 0.02
+    velocity_gain: tuple[Gain, Gain, Gain] = (3.0, 3.0, 4.0)
+    position_gain: tuple[Gain, Gain, Gain] = (1.0, 1.0, 1.5)
+    acceleration: Limit = 6.0
+    speed: Limit = 3.0
     max_tilt: float = 0.6
     low: tuple[float, float, float, float] = (-10.0, -10.0, 0.0, -math.pi)
     high: tuple[float, float, float, float] = (10.0, 10.0, 10.0, math.pi)

@@ -84,7 +84,7 @@ def test_names_too_long_for_a_file_are_one_line(folder, word, capsys):
         assert (out, err.count("\n")) == ("", 1)
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "1.5", "9" * 20, "2147483648", "x"])
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "9" * 20, "9" * 5000, "2147483648", "x"], ids=range(7))
 def test_a_number_of_steps_or_worlds_beyond_use_is_refused(number, capsys):
     for option in ("--steps", "--worlds"):
         with pytest.raises(SystemExit) as caught:

@@ -179,6 +179,16 @@ def test_names_too_long_for_a_file_are_one_line(folder):
         message_of(load, name)
 
 
+def test_options_of_an_environment_are_what_can_be_handed_on(folder):
+    text = 'environment = "gymnasium:CartPole-v1"\n[options]\n'
+    for value in ("1979-05-27", "07:32:00", "[1979-05-27T07:32:00Z]", "{a = 1979-05-27}"):
+        (folder / "mine.toml").write_text(f"{text}a = {value}")
+        assert "options" in message_of(load, "mine.toml")
+    (folder / "mine.toml").write_text(f"{text}a = inf\nb = [1e39, 10000000000000000000000]")
+    scenario = load("mine.toml")
+    assert scenario.resolved()["options"] == {"a": float("inf"), "b": [1e39, 10**22]}
+
+
 # What lies in the working folder
 
 
@@ -196,14 +206,19 @@ def test_modules_of_the_working_folder_hide_nothing(folder):
     (folder / "mine.py").write_text("NOTHING = 1")
     (folder / "mine.toml").write_text('base = "spread"\nrules = "mine:Rules"')
     (folder / "other.toml").write_text('base = "spread"\nrules = "scenarios.other:Rules"')
-    (folder / "third.toml").write_text('base = "spread"\nrules = "random:Rules"')
     command = (sys.executable, "-m", "swarm.simulate")
     assert "outpost" in run(sys.executable, "-m", "swarm", folder=folder).stdout
     found = run(*command, "mine.toml", folder=folder).stderr
     assert "module 'mine' has no rules class" in found
     assert "shadow" not in found
-    for name in ("other.toml", "third.toml"):
-        assert "is hidden by" in run(*command, name, folder=folder).stderr
+    assert "is hidden by" in run(*command, "other.toml", folder=folder).stderr
+
+
+def test_a_module_named_swarm_is_named_by_python_and_hides_nothing_from_the_installed_command(folder):
+    (folder / "swarm.py").write_text("")
+    result = run(sys.executable, "-m", "swarm.simulate", folder=folder)
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert "'swarm'" in result.stderr
 
 
 def test_the_installed_command_finds_what_lies_in_the_working_folder(folder):
