@@ -70,8 +70,8 @@ class CrossingConfig(ScenarioConfig):
             raise ValueError("population.drone.initial = 1: nobody to swap places with; at least 2")
         if self.observation.sight <= 2 * drone.radius:
             raise ValueError(
-                f"observation.sight = {self.observation.sight:g} is shorter than two radii of a drone, so that nobody "
-                "could crash; raise it"
+                f"observation.sight = {self.observation.sight:g} is shorter than two of "
+                f"population.drone.radius = {drone.radius:g}, so that nobody could crash; raise it"
             )
         reach = world.circle + world.jitter + drone.radius
         if 2 * reach > min(world.size[:2]):

@@ -110,8 +110,8 @@ class DeliveryConfig(ScenarioConfig):
         world, drone, energy = self.world, self.population.drone, self.energy
         if self.observation.sight <= 2 * drone.radius:
             raise ValueError(
-                f"observation.sight = {self.observation.sight:g} is shorter than two radii of a drone, so that nobody "
-                "could crash; raise it"
+                f"observation.sight = {self.observation.sight:g} is shorter than two of "
+                f"population.drone.radius = {drone.radius:g}, so that nobody could crash; raise it"
             )
         if self.observation.parcels > self.parcels.number:
             raise ValueError(
@@ -127,8 +127,8 @@ class DeliveryConfig(ScenarioConfig):
             )
         if energy.pad < world.reach + 2 * drone.radius:
             raise ValueError(
-                f"energy.pad = {energy.pad:g}: no room to charge beyond world.reach = {world.reach:g}, within which "
-                "parcels are picked up; enlarge the pad"
+                f"energy.pad = {energy.pad:g}: no room to charge a drone of radius {drone.radius:g} m beyond world.reach "
+                f"= {world.reach:g}, within which parcels are picked up; enlarge the pad"
             )
         if 2 * energy.pad >= min(world.size) / world.side:
             raise ValueError(
@@ -138,7 +138,8 @@ class DeliveryConfig(ScenarioConfig):
         ring = 3.1416 * (world.reach + energy.pad) / drone.initial
         if drone.initial > 1 and ring < 2 * drone.radius + 0.1:
             raise ValueError(
-                f"population.drone.initial = {drone.initial} do not fit around a depot of {energy.pad:g} m; enlarge "
-                "energy.pad, or lower the number"
+                f"population.drone.initial = {drone.initial} of radius {drone.radius:g} m do not fit around a depot, with "
+                f"world.reach = {world.reach:g} m and energy.pad = {energy.pad:g} m; enlarge energy.pad, or lower the "
+                "number"
             )
         return self

@@ -102,8 +102,8 @@ class PatrolConfig(ScenarioConfig):
         world, drone = self.world, self.population.drone
         if self.radio.range <= 2 * drone.radius:
             raise ValueError(
-                f"radio.range = {self.radio.range:g} is shorter than two radii of a drone, within which others are "
-                "looked for; raise it"
+                f"radio.range = {self.radio.range:g} is shorter than two of population.drone.radius = "
+                f"{drone.radius:g}, within which others are looked for; raise it"
             )
         if 2 * self.energy.pad > min(world.size):
             raise ValueError(
@@ -112,8 +112,8 @@ class PatrolConfig(ScenarioConfig):
         room = 3.1416 * (0.8 * self.energy.pad) ** 2 / (2 * drone.radius + 0.1) ** 2
         if drone.initial > room / 2:
             raise ValueError(
-                f"population.drone.initial = {drone.initial} do not fit above a pad of {self.energy.pad:g} m; enlarge "
-                "energy.pad, or lower the number"
+                f"population.drone.initial = {drone.initial} of radius {drone.radius:g} m do not fit above a pad of "
+                f"{self.energy.pad:g} m; enlarge energy.pad, or lower the number"
             )
         widest = max(side / n for side, n in zip(world.size, world.cells, strict=True))
         if drone.footprint < 0.71 * widest:

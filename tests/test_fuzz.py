@@ -129,6 +129,12 @@ def check_line(message: str) -> None:
     assert len(message) < 2100, message
 
 
+def names(message: str, key: str) -> bool:
+    """Whether a message tells where to look: the key, or of several that do not fit the table or the airframe."""
+    *tables, last = key.split(".")
+    return any(word in message for word in (last, *tables[:1] * (len(tables) == 1), *tables[2:], "airframe"))
+
+
 def judge(case: Case) -> bool:
     """Whether a value is accepted; it must be sane then, and else be refused in one line that names its key."""
     # Minibatches divide the steps or the worlds, whichever the algorithm splits.
@@ -143,9 +149,7 @@ def judge(case: Case) -> bool:
     except ConfigError as error:
         message = str(error)
         check_line(message)
-        parts = case.key.split(".")
-        named = parts[-1] in message or (parts[0] in message and len(parts) == 2)
-        assert named, f"{case.key}: {message}"
+        assert names(message, case.key), f"{case.key}: {message}"
         return False
     assert not case.never, f"{case}: accepted"
     assert not below_zero(case.value) or case.key.startswith(SIGNED), f"{case}: accepted"

@@ -77,7 +77,9 @@ class NetworkTable(Table):
     @classmethod
     def _positive(cls, dilations: list[int]) -> list[int]:
         if len(dilations) > 64 or not all(1 <= dilation <= 128 for dilation in dilations):
-            raise ValueError(f"dilations = {shown(dilations)}: one number from 1 to 128 for each residual block")
+            raise ValueError(
+                f"dilations = {shown(dilations)}: one number of at least 1, 128 at most, for each residual block"
+            )
         return dilations
 
     @pydantic.field_validator("encoders")

@@ -253,7 +253,7 @@ def _check_stable(
         else "unstable at any; lower control.stiffness or control.velocity_gain, or raise control.damping"
     )
     raise ConfigError(
-        f"{name}: time_step = {time_step:g} s with {outer * inner} updates of the attitude and {outer} of the velocity "
+        f"{name}: model = {model!r}, time_step = {time_step:g} s with {outer * inner} updates of the attitude and {outer} of the velocity "
         f"in a step: the control loop is unstable; {remedy}"
     )
 
