@@ -106,7 +106,9 @@ class BattleConfig(ScenarioConfig):
             if table.wave > table.capacity:
                 raise ValueError(f"population.{kind}.wave = {table.wave} exceeds capacity = {table.capacity}")
         if not all(sum(self.squads(army, "initial")) for army in (0, 1)):
-            raise ValueError("population: an army has nobody at the start; raise initial or share of a kind")
+            raise ValueError(
+                f"population: an army begins without any squad of world.squad = {size}; raise initial or share of a kind"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

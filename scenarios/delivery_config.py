@@ -127,8 +127,8 @@ class DeliveryConfig(ScenarioConfig):
             )
         if energy.pad < world.reach + 2 * drone.radius:
             raise ValueError(
-                f"energy.pad = {energy.pad:g}: no room to charge a drone of radius {drone.radius:g} m beyond world.reach "
-                f"= {world.reach:g}, within which parcels are picked up; enlarge the pad"
+                f"energy.pad = {energy.pad:g}: no room to charge a drone of radius {drone.radius:g} m beyond "
+                f"world.reach = {world.reach:g}, within which parcels are picked up; enlarge the pad"
             )
         if 2 * energy.pad >= min(world.size) / world.side:
             raise ValueError(
@@ -138,8 +138,8 @@ class DeliveryConfig(ScenarioConfig):
         ring = 3.1416 * (world.reach + energy.pad) / drone.initial
         if drone.initial > 1 and ring < 2 * drone.radius + 0.1:
             raise ValueError(
-                f"population.drone.initial = {drone.initial} of radius {drone.radius:g} m do not fit around a depot, with "
-                f"world.reach = {world.reach:g} m and energy.pad = {energy.pad:g} m; enlarge energy.pad, or lower the "
-                "number"
+                f"population.drone.initial = {drone.initial} of radius {drone.radius:g} m do not fit around a depot "
+                f"with world.reach = {world.reach:g} m and energy.pad = {energy.pad:g} m; enlarge energy.pad, or lower "
+                "the number"
             )
         return self

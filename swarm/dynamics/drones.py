@@ -253,8 +253,8 @@ def _check_stable(
         else "unstable at any; lower control.stiffness or control.velocity_gain, or raise control.damping"
     )
     raise ConfigError(
-        f"{name}: model = {model!r}, time_step = {time_step:g} s with {outer * inner} updates of the attitude and {outer} of the velocity "
-        f"in a step: the control loop is unstable; {remedy}"
+        f"{name}: time_step = {time_step:g} s with {outer * inner} updates of the attitude "
+        f"and {outer} of the velocity in a step, model = {model!r}: the control loop is unstable; {remedy}"
     )
 
 
