@@ -7,7 +7,7 @@ import numpy as np
 import pydantic
 
 from scenarios.battle_layout import KINDS, layout
-from scenarios.tables import Amount, Positive, SpaceTable
+from scenarios.tables import Amount, Positive, Share, SpaceTable, Weight
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.search import SearchTable
 
@@ -40,7 +40,7 @@ class KindTable(Population):
     sensing: float = Positive
     reach: float = Positive
     damage: float = Amount
-    accuracy: float = pydantic.Field(ge=0.0, le=1.0)
+    accuracy: float = Share
     cooldown: int = pydantic.Field(ge=1)
 
     @pydantic.model_validator(mode="after")
@@ -64,16 +64,16 @@ class WavesTable(Table):
     """Table `waves`."""
 
     every: int = pydantic.Field(ge=1)
-    count: int = pydantic.Field(ge=0)
+    count: int = pydantic.Field(ge=0, le=1_000_000)
 
 
 class RewardTable(Table):
     """Table `reward`."""
 
-    dealt: float
-    kill: float
-    taken: float
-    death: float
+    dealt: float = Weight
+    kill: float = Weight
+    taken: float = Weight
+    death: float = Weight
 
 
 class BattleConfig(ScenarioConfig):
@@ -106,7 +106,9 @@ class BattleConfig(ScenarioConfig):
             if table.wave > table.capacity:
                 raise ValueError(f"population.{kind}.wave = {table.wave} exceeds capacity = {table.capacity}")
         if not all(sum(self.squads(army, "initial")) for army in (0, 1)):
-            raise ValueError("population: an army has nobody at the start; raise initial or share of a kind")
+            raise ValueError(
+                f"population: an army begins without any squad of world.squad = {size}; raise initial or share of a kind"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Positive
+from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Few, Positive, Weight
 from swarm.config import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
@@ -14,7 +14,7 @@ class WorldTable(BoxTable):
     size: tuple[float, float, float]
     circle: float = Positive
     jitter: float = Amount
-    pillars: int = pydantic.Field(ge=0)
+    pillars: int = pydantic.Field(ge=0, le=1024)
     pillar_radius: float = Positive
     arrive: float = Positive
 
@@ -28,19 +28,19 @@ class PopulationTable(Table):
 class ObservationTable(Table):
     """Table `observation`."""
 
-    others: int = pydantic.Field(ge=1)
+    others: int = Few
     sight: float = Positive
 
 
 class RewardTable(Table):
     """Table `reward`."""
 
-    progress: float
-    arrived: float
-    crash: float
-    near: float
+    progress: float = Weight
+    arrived: float = Weight
+    crash: float = Weight
+    near: float = Weight
     margin: float = Positive
-    time: float
+    time: float = Weight
 
 
 class OrcaTable(Table):
@@ -70,8 +70,8 @@ class CrossingConfig(ScenarioConfig):
             raise ValueError("population.drone.initial = 1: nobody to swap places with; at least 2")
         if self.observation.sight <= 2 * drone.radius:
             raise ValueError(
-                f"observation.sight = {self.observation.sight:g} is shorter than two radii of a drone, so that nobody "
-                "could crash; raise it"
+                f"observation.sight = {self.observation.sight:g} is shorter than two of "
+                f"population.drone.radius = {drone.radius:g}, so that nobody could crash; raise it"
             )
         reach = world.circle + world.jitter + drone.radius
         if 2 * reach > min(world.size[:2]):

@@ -2,8 +2,20 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, AvoidanceTable, DroneTable, EnergyTable, FieldTable, Positive
+from scenarios.tables import (
+    AirTable,
+    Amount,
+    AvoidanceTable,
+    DroneTable,
+    EnergyTable,
+    Few,
+    FieldTable,
+    Positive,
+    Share,
+    Weight,
+)
 from swarm.config import ScenarioConfig, Table
+from swarm.dynamics import Airframe, load_airframe
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
 
@@ -24,10 +36,10 @@ class WorldTable(FieldTable):
 class ParcelsTable(Table):
     """Table `parcels`."""
 
-    number: int = pydantic.Field(ge=1)
+    number: int = pydantic.Field(ge=1, le=10_000)
     initial: int = pydantic.Field(ge=0)
     last: float = Positive
-    from_depot: float = pydantic.Field(ge=0.0, le=1.0)
+    from_depot: float = Share
     mass: tuple[float, float]
     value: tuple[float, float]
     deadline: float = Positive
@@ -53,8 +65,8 @@ class PopulationTable(Table):
 class ObservationTable(Table):
     """Table `observation`."""
 
-    parcels: int = pydantic.Field(ge=1)
-    others: int = pydantic.Field(ge=1)
+    parcels: int = Few
+    others: int = Few
     sight: float = Positive
 
 
@@ -62,17 +74,17 @@ class RewardTable(Table):
     """Table `reward`."""
 
     delivered: float = Positive
-    picked: float
-    carried: float
+    picked: float = Weight
+    carried: float = Weight
     energy: float = Amount
-    crash: float
+    crash: float = Weight
 
 
 class AuctionTable(Table):
     """Table `auction`: of the scripted policy."""
 
     epsilon: float = Positive
-    rounds: int = pydantic.Field(ge=1)
+    rounds: int = pydantic.Field(ge=1, le=1_000_000)
     stop: float = Amount
     slip: float = pydantic.Field(ge=0.0, lt=1.0)
     reserve: float = pydantic.Field(ge=0.0, lt=1.0)
@@ -98,18 +110,25 @@ class DeliveryConfig(ScenarioConfig):
         world, drone, energy = self.world, self.population.drone, self.energy
         if self.observation.sight <= 2 * drone.radius:
             raise ValueError(
-                f"observation.sight = {self.observation.sight:g} is shorter than two radii of a drone, so that nobody "
-                "could crash; raise it"
+                f"observation.sight = {self.observation.sight:g} is shorter than two of "
+                f"population.drone.radius = {drone.radius:g}, so that nobody could crash; raise it"
             )
         if self.observation.parcels > self.parcels.number:
             raise ValueError(
                 f"observation.parcels = {self.observation.parcels} exceeds parcels.number = {self.parcels.number}; "
                 "lower it"
             )
+        body = drone.body if isinstance(drone.body, Airframe) else load_airframe(drone.body)
+        lift = body.rotors.thrust_range[1] * len(body.rotors.spin) / body.gravity - body.mass
+        if self.parcels.mass[1] > lift:
+            raise ValueError(
+                f"parcels.mass = {list(self.parcels.mass)}: population.drone.airframe = {drone.airframe!r} lifts "
+                f"{lift:.3g} kg besides itself; lower it"
+            )
         if energy.pad < world.reach + 2 * drone.radius:
             raise ValueError(
-                f"energy.pad = {energy.pad:g}: no room to charge beyond world.reach = {world.reach:g}, within which "
-                "parcels are picked up; enlarge the pad"
+                f"energy.pad = {energy.pad:g}: no room to charge a drone of radius {drone.radius:g} m beyond "
+                f"world.reach = {world.reach:g}, within which parcels are picked up; enlarge the pad"
             )
         if 2 * energy.pad >= min(world.size) / world.side:
             raise ValueError(
@@ -119,7 +138,8 @@ class DeliveryConfig(ScenarioConfig):
         ring = 3.1416 * (world.reach + energy.pad) / drone.initial
         if drone.initial > 1 and ring < 2 * drone.radius + 0.1:
             raise ValueError(
-                f"population.drone.initial = {drone.initial} do not fit around a depot of {energy.pad:g} m; enlarge "
-                "energy.pad, or lower the number"
+                f"population.drone.initial = {drone.initial} of radius {drone.radius:g} m do not fit around a depot "
+                f"with world.reach = {world.reach:g} m and energy.pad = {energy.pad:g} m; enlarge energy.pad, or lower "
+                "the number"
             )
         return self

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pydantic
 
-from scenarios.tables import Positive, SpaceTable
+from scenarios.tables import Amount, Positive, SpaceTable, Weight
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.search import SearchTable
 
@@ -37,7 +37,7 @@ class BirdTable(Population):
     turn_rate: float = Positive
     radius: float = Positive
     spacing: float = Positive
-    crowding: float = pydantic.Field(ge=0.0)
+    crowding: float = Amount
 
     @pydantic.model_validator(mode="after")
     def _seen(self) -> "BirdTable":
@@ -56,16 +56,16 @@ class PopulationTable(Table):
 class RewardTable(Table):
     """Table `reward`."""
 
-    alignment: float
-    crowding: float
+    alignment: float = Weight
+    crowding: float = Weight
 
 
 class BoidsTable(Table):
     """Table `boids`: weights of the three urges."""
 
-    separation: float = 2.0
-    alignment: float = 1.0
-    cohesion: float = 0.3
+    separation: float = pydantic.Field(default=2.0, ge=-1e9, le=1e9)
+    alignment: float = pydantic.Field(default=1.0, ge=-1e9, le=1e9)
+    cohesion: float = pydantic.Field(default=0.3, ge=-1e9, le=1e9)
 
 
 class VicsekTable(Table):

@@ -4,18 +4,15 @@ from typing import Literal
 
 import pydantic
 
+from scenarios.tables import Amount, Positive, Share, Steps, Weight
 from swarm.config import Population, ScenarioConfig, Table
-
-Share = pydantic.Field(ge=0.0, le=1.0)
-Amount = pydantic.Field(ge=0.0)
-Some = pydantic.Field(gt=0.0)
 
 
 class WorldTable(Table):
     """Table `world`."""
 
     size: tuple[int, int]
-    steps: int = pydantic.Field(ge=1)
+    steps: int = Steps
     teams: Literal[1, 2]
     friendly_fire: bool
     ice: float = Share
@@ -53,14 +50,21 @@ class UnitTable(Population):
 
     build_metal: float = Amount
     build_power: float = Amount
-    cargo: float = Some
-    battery: float = Some
+    cargo: float = Positive
+    battery: float = Positive
     charge: float = Amount
     move: float = Amount
     move_rubble: float = Amount
     dig: float = Amount
     dig_gain: float = Amount
     dig_rubble: float = Amount
+
+    @pydantic.model_validator(mode="after")
+    def _charged(self) -> "UnitTable":
+        for name in ("build_power", "move", "dig"):
+            if getattr(self, name) > self.battery:
+                raise ValueError(f"{name} = {getattr(self, name):g} exceeds battery = {self.battery:g}; raise battery")
+        return self
 
 
 class PopulationTable(Table):
@@ -74,11 +78,11 @@ class PopulationTable(Table):
 class RewardTable(Table):
     """Table `reward`."""
 
-    delivered: float
+    delivered: float = Weight
     depot_share: float = Share
     scarcity: float = Amount
-    mined: float
-    early: float
+    mined: float = Weight
+    early: float = Weight
 
 
 class OutpostConfig(ScenarioConfig):

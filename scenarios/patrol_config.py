@@ -2,7 +2,17 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, AvoidanceTable, DroneTable, EnergyTable, FieldTable, Positive
+from scenarios.tables import (
+    AirTable,
+    Amount,
+    AvoidanceTable,
+    DroneTable,
+    EnergyTable,
+    Few,
+    FieldTable,
+    Positive,
+    Weight,
+)
 from swarm.config import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
@@ -42,7 +52,7 @@ class RadioTable(Table):
 class ObservationTable(Table):
     """Table `observation`."""
 
-    others: int = pydantic.Field(ge=1)
+    others: int = Few
     window: int = pydantic.Field(ge=1, le=15)
     spacing: float = Positive
 
@@ -57,10 +67,10 @@ class ObservationTable(Table):
 class RewardTable(Table):
     """Table `reward`."""
 
-    seen: float
-    told: float
+    seen: float = Weight
+    told: float = Weight
     energy: float = Amount
-    crash: float
+    crash: float = Weight
 
 
 class FrontierTable(Table):
@@ -92,8 +102,8 @@ class PatrolConfig(ScenarioConfig):
         world, drone = self.world, self.population.drone
         if self.radio.range <= 2 * drone.radius:
             raise ValueError(
-                f"radio.range = {self.radio.range:g} is shorter than two radii of a drone, within which others are "
-                "looked for; raise it"
+                f"radio.range = {self.radio.range:g} is shorter than two of population.drone.radius = "
+                f"{drone.radius:g}, within which others are looked for; raise it"
             )
         if 2 * self.energy.pad > min(world.size):
             raise ValueError(
@@ -102,8 +112,8 @@ class PatrolConfig(ScenarioConfig):
         room = 3.1416 * (0.8 * self.energy.pad) ** 2 / (2 * drone.radius + 0.1) ** 2
         if drone.initial > room / 2:
             raise ValueError(
-                f"population.drone.initial = {drone.initial} do not fit above a pad of {self.energy.pad:g} m; enlarge "
-                "energy.pad, or lower the number"
+                f"population.drone.initial = {drone.initial} of radius {drone.radius:g} m do not fit above a pad of "
+                f"{self.energy.pad:g} m; enlarge energy.pad, or lower the number"
             )
         widest = max(side / n for side, n in zip(world.size, world.cells, strict=True))
         if drone.footprint < 0.71 * widest:

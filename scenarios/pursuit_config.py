@@ -5,7 +5,7 @@ from typing import Literal
 
 import pydantic
 
-from scenarios.tables import Amount, Positive, SpaceTable
+from scenarios.tables import Amount, Few, Positive, SpaceTable, Weight
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.search import SearchTable
 
@@ -15,7 +15,7 @@ class WorldTable(SpaceTable):
 
     size: tuple[float, float]
     edge: Literal["walled", "periodic"]
-    obstacles: int = pydantic.Field(ge=0)
+    obstacles: int = pydantic.Field(ge=0, le=10_000)
     obstacle_radius: tuple[float, float]
     control: Literal["discrete", "continuous"]
     prey: Literal["scripted", "acting"]
@@ -71,8 +71,8 @@ class PopulationTable(Table):
 class ObservationTable(Table):
     """Table `observation`."""
 
-    foes: int = pydantic.Field(ge=1)
-    mates: int = pydantic.Field(ge=1)
+    foes: int = Few
+    mates: int = Few
 
 
 class RewardTable(Table):
@@ -80,9 +80,9 @@ class RewardTable(Table):
 
     catch: float = Amount
     assist: float = Positive
-    tag: float = pydantic.Field(default=0.0, ge=0.0)
+    tag: float = pydantic.Field(default=0.0, ge=0.0, le=1e9)
     caught: float = Amount
-    time: float
+    time: float = Weight
 
 
 class PursuitConfig(ScenarioConfig):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from scenarios.tables import Positive, SpaceTable
+from scenarios.tables import Amount, Few, Positive, Share, SpaceTable
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AllPairs
@@ -24,18 +24,20 @@ class WorldTable(SpaceTable):
     """Table `world`."""
 
     size: tuple[float, float]
-    landmarks: int = pydantic.Field(ge=1)
+    landmarks: int = pydantic.Field(ge=1, le=10_000)
     control: Literal["discrete", "continuous"]
 
 
 class AgentTable(Population):
     """Table `population.agent`."""
 
+    # Each is compared with each.
+    capacity: int = pydantic.Field(ge=1, le=10_000)
     initial: int = pydantic.Field(ge=1)
     radius: float = Positive
     acceleration: float = Positive
-    damping: float = pydantic.Field(ge=0.0, le=1.0)
-    contact_force: float = pydantic.Field(ge=0.0)
+    damping: float = Share
+    contact_force: float = Amount
     contact_margin: float = Positive
 
 
@@ -48,14 +50,14 @@ class PopulationTable(Table):
 class ObservationTable(Table):
     """Table `observation`."""
 
-    landmarks: int = pydantic.Field(ge=1)
-    others: int = pydantic.Field(ge=0)
+    landmarks: int = Few
+    others: int = pydantic.Field(ge=0, le=1024)
 
 
 class RewardTable(Table):
     """Table `reward`."""
 
-    local_ratio: float = pydantic.Field(ge=0.0, le=1.0)
+    local_ratio: float = Share
 
 
 class SpreadConfig(ScenarioConfig):

@@ -1,26 +1,48 @@
 """What the scenario files of several scenarios have in common."""
 
+from typing import Annotated
+
 import pydantic
 
 from swarm.config import Population, Table, validate
 from swarm.dynamics import Airframe, load_airframe
 from swarm.dynamics.drones import Model
+from swarm.errors import ConfigError
 
-Positive = pydantic.Field(gt=0.0)
-Amount = pydantic.Field(ge=0.0)
+# Limits are far beyond what is of use, and keep single precision and memory from being exceeded by a slip.
+Positive = pydantic.Field(gt=1e-9, le=1e9)
+Amount = pydantic.Field(ge=0.0, le=1e9)
+Weight = pydantic.Field(ge=-1e9, le=1e9)
+Share = pydantic.Field(ge=0.0, le=1.0)
+Few = pydantic.Field(ge=1, le=1024)
+Steps = pydantic.Field(ge=1, le=10**9)
+TimeStep = pydantic.Field(ge=1e-6, le=1e4)
+
+
+def known_airframe(name: str, table: str = "") -> str:
+    """Return the name or path of an airframe, whose file is right, and has a table."""
+    try:
+        frame = load_airframe(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    if table and getattr(frame, table) is None:
+        raise ValueError(f"{name!r} has no table {table!r}; take an airframe that has, like 'cf2x'")
+    return name
 
 
 class BoxTable(Table):
     """What table `world` holds where space is continuous; metres, seconds."""
 
     size: tuple[float, ...]
-    steps: int = pydantic.Field(ge=1)
-    time_step: float = Positive
+    steps: int = Steps
+    time_step: float = TimeStep
 
     @pydantic.model_validator(mode="after")
     def _sides(self) -> "BoxTable":
         if min(self.size, default=0.0) <= 0:
             raise ValueError(f"size = {list(self.size)}: each side must be longer than 0")
+        if not all(1e-3 <= side <= 1e6 for side in self.size):
+            raise ValueError(f"size = {list(self.size)}: each side must be from 0.001 to 1,000,000 m")
         return self
 
 
@@ -52,9 +74,9 @@ class FactorTable(Table):
         drag: of the drag, at any speed of the rotors.
     """
 
-    mass: float = pydantic.Field(default=1.0, gt=0.0)
-    inertia: float = pydantic.Field(default=1.0, gt=0.0)
-    drag: float = pydantic.Field(default=1.0, ge=0.0)
+    mass: float = pydantic.Field(default=1.0, gt=1e-3, le=1e3)
+    inertia: float = pydantic.Field(default=1.0, gt=1e-3, le=1e3)
+    drag: float = pydantic.Field(default=1.0, ge=0.0, le=1e3)
 
 
 class DroneTable(Population):
@@ -69,7 +91,7 @@ class DroneTable(Population):
     """
 
     initial: int = pydantic.Field(ge=1)
-    airframe: str
+    airframe: Annotated[str, pydantic.AfterValidator(known_airframe)]
     factors: FactorTable = FactorTable()
     model: Model
     radius: float = Positive
@@ -104,7 +126,14 @@ class AirTable(Table):
     wind: tuple[float, float] = (0.0, 0.0)
     roughness: float = Amount
     turbulence: bool = False
-    downwash: str = ""
+    downwash: Annotated[str, pydantic.AfterValidator(lambda name: name and known_airframe(name, "downwash"))] = ""
+
+    @pydantic.field_validator("wind")
+    @classmethod
+    def _blows(cls, wind: tuple[float, float]) -> tuple[float, float]:
+        if max(map(abs, wind)) > 1000:
+            raise ValueError(f"wind = {list(wind)}: at most 1000 m/s")
+        return wind
 
 
 class AvoidanceTable(Table):
@@ -133,10 +162,10 @@ class EnergyTable(Table):
         pad: its radius, metres.
     """
 
-    solidity: float
-    body_drag: float
-    efficiency: float
-    avionics: float
+    solidity: float = pydantic.Field(gt=0.0, le=1.0)
+    body_drag: float = Amount
+    efficiency: float = pydantic.Field(gt=0.0, le=1.0)
+    avionics: float = Amount
     endurance: float = Positive
     first: tuple[float, float]
     charge: float = Positive

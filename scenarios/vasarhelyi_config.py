@@ -4,7 +4,7 @@ import math
 
 import pydantic
 
-from scenarios.tables import Amount, BoxTable, Positive
+from scenarios.tables import Amount, BoxTable, Few, Positive, Share, Weight
 from swarm.config import Population, ScenarioConfig, Table
 from swarm.search import SearchTable
 
@@ -69,24 +69,24 @@ class RadioTable(Table):
 
     range: float = Positive
     delay: float = Amount
-    loss: float = Amount
+    loss: float = Share
     reference: float = Positive
-    heard: int = pydantic.Field(ge=1)
+    heard: int = Few
 
 
 class ObservationTable(Table):
     """Table `observation`."""
 
-    others: int = pydantic.Field(ge=1)
+    others: int = Few
 
 
 class RewardTable(Table):
     """Table `reward`."""
 
-    alignment: float
-    speed: float
-    collision: float
-    outside: float
+    alignment: float = Weight
+    speed: float = Weight
+    collision: float = Weight
+    outside: float = Weight
 
 
 class FlockTable(Table):
@@ -95,12 +95,12 @@ class FlockTable(Table):
     v_flock: float = Positive
     r0_rep: float = Positive
     p_rep: float = Amount
-    r0_frict: float
+    r0_frict: float = Amount
     a_frict: float = Positive
     p_frict: float = Positive
     v_frict: float = Amount
     c_frict: float = Amount
-    r0_shill: float
+    r0_shill: float = Amount
     v_shill: float = Amount
     a_shill: float = Positive
     p_shill: float = Positive
@@ -130,6 +130,8 @@ class VasarhelyiConfig(ScenarioConfig):
             raise ValueError(
                 f"radio.delay = {radio.delay:g} s is no whole number of steps of world.time_step = {step:g} s"
             )
+        if radio.delay > 10_000 * step:
+            raise ValueError(f"radio.delay = {radio.delay:g} s: at most 10,000 steps of world.time_step = {step:g} s")
         for name, value, other, least in (
             ("radio.heard", radio.heard, "observation.others", self.observation.others),
             ("radio.range", radio.range, "population.drone.collision_distance", drone.collision_distance),

@@ -4,6 +4,7 @@ Names are imported on first use, so that `import swarm` (and every `--help`) ans
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from swarm.hierarchy import Hierarchy
     from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, RandomPolicy, Spawn, TimeStep, World
     from swarm.simulator import Simulator
+
+# `python -m swarm.simulate` is about to run, and Python has put the working folder first: modules there (`random.py`,
+# `scenarios`) would hide those that we need. They are found all the same, after them.
+if sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").partition(".")[0] == "swarm" for word in sys.orig_argv):
+    sys.path += [] if sys.flags.safe_path else [sys.path.pop(0)]
 
 __version__ = "0.1.0"
 

@@ -24,15 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from swarm.config import load, scenario_names
+    from swarm.config import about, scenario_names
 
     print("Commands (each has --help):")
     for name, purpose in COMMANDS:
         print(f"  python -m {name:16} {purpose}")
     print("\nScenarios:")
     for name in scenario_names():
-        module = __import__(load(name).config.rules.partition(":")[0], fromlist=["_"])
-        print(f"  {name:16} {module.__doc__.strip().splitlines()[0]}")
+        print(f"  {name:16} {about(name)}")
     print("\nBegin with: python -m swarm.train outpost")
     return 0
 

@@ -13,6 +13,7 @@ from swarm.errors import ConfigError, nearest
 from swarm.grouping import AbstractGrouping, parse_grouping
 from swarm.randomization import variants_of
 from swarm.simulator import Draws, Simulator
+from swarm.values import shown
 
 
 def build_simulator(scenario: Scenario) -> Simulator:
@@ -111,7 +112,7 @@ def _build(scenario: Scenario) -> Simulator:
     rules = scenario.rules_class.from_config(scenario.config)
     groups = dict(scenario.config.groups)
     levels = groups.pop("levels", None)
-    where = f"{scenario.place('groups.levels')}: groups.levels = {levels!r}"
+    where = f"{scenario.place('groups.levels')}: groups.levels = {shown(levels)}"
     if not (isinstance(levels, list) and levels and all(isinstance(level, str) for level in levels)):
         raise ConfigError(f'{where}: expected a list of names, like ["unit", "crew", "team"]')
     if len(set(levels)) != len(levels):
@@ -119,7 +120,7 @@ def _build(scenario: Scenario) -> Simulator:
     for name in groups:
         if name not in levels[1:]:
             hint = nearest(name, levels[1:] or ["levels"])
-            raise ConfigError(f"{_place_of_level(scenario, name)}: groups: unknown key {name!r}{hint}")
+            raise ConfigError(f"{_place_of_level(scenario, name)}: groups: unknown key {shown(name)}{hint}")
     groupings = tuple(
         grouping_of(rules, groups.get(level, level), where=f"{_place_of_level(scenario, level)}: groups.{level}")
         for level in levels[1:]
@@ -136,7 +137,7 @@ def _place_of_level(scenario: Scenario, level: str) -> str:
 def grouping_of(rules: Any, text: Any, *, where: str) -> AbstractGrouping:
     """Parse a grouping rule in the terms of a scenario's kinds, teams and space."""
     if not isinstance(text, str):
-        raise ConfigError(f"{where} = {text!r}: expected a grouping rule, like 'nearest:depot'")
+        raise ConfigError(f"{where} = {shown(text)}: expected a grouping rule, like 'nearest:depot'")
     # Rules without a space of their own (a grid) measure straight lines; without capacities, any slot may be an anchor.
     per_team = getattr(rules, "capacity", None)
     if isinstance(per_team, tuple):
@@ -145,7 +146,7 @@ def grouping_of(rules: Any, text: Any, *, where: str) -> AbstractGrouping:
         capacity = None
     return parse_grouping(
         text,
-        where=f"{where} = {text[:40]!r}",
+        where=f"{where} = {shown(text)}",
         kinds=rules.kinds,
         n_teams=rules.n_teams,
         n_slots=rules.n_slots,

@@ -2,13 +2,15 @@
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from swarm.errors import SwarmError
+from swarm.packages import check_ours, find_in_working_folder
 from swarm.resolve import trusting
+from swarm.values import LARGEST_WHOLE, shown
 
 OVERRIDES_HELP = "dotted overrides of the scenario file, like population.heavy.capacity=64 or training.steps=20000"
 
@@ -23,6 +25,7 @@ def run(
     """Parse the arguments and run a command; a user's mistake or a full disk is one line on stderr and exit code 2."""
     # Intermixed, so that overrides may stand before and after options.
     arguments = parser.parse_intermixed_args(argv)
+    find_in_working_folder()
     try:
         with trusting(getattr(arguments, "trust", False)):
             return command(arguments)
@@ -30,15 +33,17 @@ def run(
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or error.filename):
             raise
-        print(f"{parser.prog}: error: {error.filename or 'writing'}: {error.strerror}; make room", file=sys.stderr)
+        line = f"{error.filename or 'writing'}: {error.strerror}{'; make room' if full else ''}"
+        print(f"{parser.prog}: error: {line}", file=sys.stderr)
         return 2
-    except (MemoryError, RuntimeError) as error:
+    except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
-        line = str(error).partition("\n")[0] or "no memory is left"
-        print(f"{parser.prog}: error: {line}; lower the capacities, or take fewer worlds", file=sys.stderr)
+        line = f"too little memory ({' '.join(str(error).split())[:120]}); lower capacities, worlds or steps"
+        print(f"{parser.prog}: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
@@ -58,26 +63,27 @@ def import_training() -> Any:
     """Import our `training` package, or say what stands in its way.
 
     Raises:
-        SwarmError: a `training.py` in the working folder shadows it.
+        ConfigError: a module of the user's hides it.
     """
+    check_ours("training")
     import training
 
-    if not getattr(training, "IS_SWARM", False):
-        place = getattr(training, "__file__", None) or next(iter(training.__path__), "?")
-        raise SwarmError(
-            f"{place} shadows the package 'training' that swarm needs; rename it or work in another folder"
-        )
     return training
 
 
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
+def positive(text: str, most: int = 1_000_000) -> int:
+    """Parse a whole number from 1 on, up to what memory can be asked for."""
+    value = int(text) if text.strip().isdecimal() and len(text) < 20 else 0
+    if not 1 <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {most:,}, got {shown(text)}")
     return value
+
+
+def n_steps(text: str) -> int:
+    """Parse a number of steps, which take no memory."""
+    return positive(text, LARGEST_WHOLE)
 
 
 def is_run(source: str) -> bool:
     """Whether a word names a run folder."""
-    return (Path(source) / "run.json").is_file()
+    return os.path.isfile(os.path.join(source, "run.json"))

@@ -3,18 +3,21 @@
 import copy
 import functools
 import importlib.resources
+import itertools
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 
 import pydantic
 
 from swarm import resolve
 from swarm.errors import ConfigError, nearest
 from swarm.files import read_bytes
+from swarm.packages import check_ours, hidden
 from swarm.randomization import Distribution, distributions, is_distribution, pool, variants_of
+from swarm.values import check_range, fitted, shown
 
 if TYPE_CHECKING:
     from swarm.scenario import AbstractRules
@@ -22,9 +25,32 @@ if TYPE_CHECKING:
 
 
 class Table(pydantic.BaseModel):
-    """A table of a scenario file: frozen, and without unknown keys."""
+    """A table of a scenario file: frozen, without unknown keys, each value of the very type that the table names.
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    `true` is no number and `"8"` no whole number; a whole number may stand where a real one is meant, a list where a
+    tuple is. Numbers fit into the arrays that they become (`swarm.values`).
+
+    Attributes:
+        on_host: names of numbers that no array ever holds, and that may be as large as they like.
+    """
+
+    # What stands in a table that is not ours (`options`) may be infinite, and stays so.
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, ser_json_inf_nan="constants"
+    )
+
+    on_host: ClassVar[tuple[str, ...]] = ()
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _fitted(cls, value: Any, info: Any) -> Any:
+        return fitted(cls.model_fields[info.field_name].annotation, value)
+
+    @pydantic.field_validator("*", mode="after")
+    @classmethod
+    def _in_range(cls, value: Any, info: Any) -> Any:
+        check_range(value, on_host=info.field_name in cls.on_host)
+        return value
 
 
 class Population(Table):
@@ -49,9 +75,11 @@ class Randomization(Table):
         seed: of the draws.
     """
 
-    pool: int = pydantic.Field(default=64, ge=1)
-    variants: int = pydantic.Field(default=16, ge=2)
-    seed: int = 0
+    on_host = ("seed",)
+
+    pool: int = pydantic.Field(default=64, ge=1, le=10_000)
+    variants: int = pydantic.Field(default=16, ge=2, le=10_000)
+    seed: int = pydantic.Field(default=0, ge=-(2**63), lt=2**63)
 
 
 class ScenarioConfig(Table):
@@ -71,6 +99,8 @@ class ScenarioConfig(Table):
 
 
 COMMAND_LINE = "command line"
+_LONGEST, _DEEPEST, _MOST_BASES = 1_000_000, 32, 16
+_TOO_DEEP = f"tables or lists more than {_DEEPEST} deep; no scenario or recipe has these"
 # Of scenario files that name an environment instead of rules.
 HOST_RULES = "swarm.adapters.host:HostRules"
 
@@ -142,8 +172,16 @@ def scenario_names() -> list[str]:
     return sorted(p.name[:-5] for p in _shipped().iterdir() if p.name.endswith(".toml"))
 
 
+def about(name: str) -> str:
+    """What a shipped scenario is: the first sentence of its file."""
+    lines = (_shipped() / f"{name}.toml").read_text("utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+    return comment.partition(". ")[0].rstrip(".")
+
+
 @functools.cache
 def _shipped() -> Any:
+    check_ours("scenarios")
     return importlib.resources.files("scenarios")
 
 
@@ -167,6 +205,7 @@ def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scen
     for key, value in (overrides or {}).items():
         set_dotted(table, key, value)
     _judge(overrides or {}, COMMAND_LINE, data=False)
+    _check_depth(table, COMMAND_LINE)
     return _scenario(name, label, table, own)
 
 
@@ -214,7 +253,7 @@ def _scenario(
     rules = table.get("rules")
     of_rules = COMMAND_LINE if own is not None and own.get("rules") != rules else label
     if not isinstance(rules, str):
-        raise ConfigError(f'{of_rules}: rules: expected "module:Class", got {rules!r}; see scenarios/outpost.toml')
+        raise ConfigError(f'{of_rules}: rules: expected "module:Class", got {shown(rules)}; see scenarios/outpost.toml')
     rules_class = rules_class or _import_rules(rules, of_rules)
     # Tables of an environment that is not ours may look like anything.
     random = {} if "environment" in table else distributions(table, label if own is None else COMMAND_LINE)
@@ -253,12 +292,16 @@ def _read(source: str, above: tuple[str, ...] = (), *, data: bool = False) -> tu
     base = table.pop("base", None)
     if base is None:
         return name, label, table
-    if not isinstance(base, str) or label in above:
-        problem = "these files are each other's base" if label in above else "expected a scenario's name or a file"
-        raise ConfigError(f'{label}: base = {base!r}: {problem}, as in base = "outpost"')
+    # A file may have many paths.
+    place = os.path.realpath(source) if source.endswith(".toml") else source
+    problem = "" if isinstance(base, str) else "expected a scenario's name or a file"
+    problem = "these files are each other's base" if place in above else problem
+    problem = f"more than {_MOST_BASES} files stand on each other" if len(above) > _MOST_BASES else problem
+    if problem:
+        raise ConfigError(f'{label}: base = {shown(base)}: {problem}, as in base = "outpost"')
     if base.endswith(".toml"):
         base = str(Path(source).parent / base)
-    return name, label, merged(_read(base, (*above, label), data=data)[2], table)
+    return name, label, merged(_read(base, (*above, place), data=data)[2], table)
 
 
 def merged(base: Any, over: Any) -> Any:
@@ -275,7 +318,7 @@ def _find(source: str) -> tuple[str, str, str]:
             return source, f"scenarios/{source}.toml", (_shipped() / f"{source}.toml").read_text("utf-8")
         hint = nearest(source, scenario_names())
         raise ConfigError(f"{source}: no such scenario{hint} (a file of your own must end in .toml)")
-    if not path.is_file() and path.stem in scenario_names() and path.parent.name == "scenarios":
+    if not os.path.isfile(path) and path.stem in scenario_names() and path.parent.name == "scenarios":
         return path.stem, source, (_shipped() / path.name).read_text("utf-8")
     return path.stem, source, read_text(path)
 
@@ -288,25 +331,52 @@ def is_run_config(path: Path) -> bool:
 def read_text(path: Path) -> str:
     """Read a file that the user named."""
     try:
-        return read_bytes(path).decode("utf-8")
+        # Some editors begin files with a mark of the byte order.
+        return read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; shipped scenarios: {', '.join(scenario_names())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}; save it as UTF-8") from None
 
 
 def parse_toml(text: str, label: str) -> dict[str, Any]:
-    """Parse TOML, naming the file in the error."""
+    """Parse TOML, naming the file in the error.
+
+    Raises:
+        ConfigError: it is none, or longer or deeper than any that means something here.
+    """
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{label}: longer than {_LONGEST:,} characters; no scenario or recipe is")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{label}: {_TOO_DEEP}") from None
+    except ValueError as error:
+        # Also of whole numbers with thousands of digits.
         raise ConfigError(f"{label}: not valid TOML: {error}") from None
+    _check_depth(table, label)
+    return table
+
+
+def _check_depth(table: Any, label: str) -> None:
+    """Refuse what functions that walk it by recursion could not follow."""
+    layer = [table]
+    for _ in range(_DEEPEST):
+        layer = [inner for one in layer for inner in (one.values() if isinstance(one, Mapping) else one)]
+        layer = [one for one in layer if isinstance(one, Mapping | list)]
+        if not layer:
+            return
+    raise ConfigError(f"{label}: {_TOO_DEEP}")
 
 
 def _import_rules(rules: str, label: str) -> Any:
     from swarm.scenario import AbstractRules
 
     module_name, _, class_name = rules.partition(":")
+    if module_name.partition(".")[0] == "scenarios":
+        check_ours("scenarios")
     where = f"{label}: rules = {rules!r}"
     try:
         module = resolve.import_named(module_name) if module_name and class_name else None
@@ -315,7 +385,9 @@ def _import_rules(rules: str, label: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise ConfigError(f"{where}: no module {error.name!r}; is its folder on PYTHONPATH, or installed?") from None
+        raise ConfigError(
+            f"{where}: no module {error.name!r}; is its folder on PYTHONPATH, or installed?{hidden(module_name)}"
+        ) from None
     except (ImportError, ValueError, TypeError) as error:
         raise ConfigError(f"{where}: cannot import {module_name!r}: {error}") from None
     if module is None:
@@ -324,7 +396,9 @@ def _import_rules(rules: str, label: str) -> Any:
     if not _is_rules(rules_class, AbstractRules):
         classes = [k for k, v in vars(module).items() if _is_rules(v, AbstractRules)]
         hint = nearest(class_name, classes) if classes else ""
-        raise ConfigError(f"{where}: module {module_name!r} has no rules class {class_name!r}{hint}")
+        raise ConfigError(
+            f"{where}: module {module_name!r} has no rules class {class_name!r}{hint}{hidden(module_name)}"
+        )
     return rules_class
 
 
@@ -341,11 +415,23 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"{COMMAND_LINE}: {word!r}: expected key=value, like population.heavy.capacity=64")
-        try:
-            overrides[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            overrides[key] = value
+        overrides[key] = _value_of(value, key)
     return overrides
+
+
+def _value_of(text: str, key: str) -> Any:
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{COMMAND_LINE}: {shown(key)}: a value longer than {_LONGEST:,} characters")
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    except RecursionError:
+        raise ConfigError(f"{COMMAND_LINE}: {shown(key)}: {_TOO_DEEP}") from None
+    except ValueError as error:
+        raise ConfigError(f"{COMMAND_LINE}: {shown(key)}: {error}") from None
+    # More lines would be more keys.
+    return table["value"] if len(table) == 1 else text
 
 
 def set_dotted(table: dict[str, Any], key: str, value: Any) -> None:
@@ -377,19 +463,16 @@ def validate(
     try:
         return model.model_validate(table)
     except pydantic.ValidationError as error:
-        problems = _problems(model, error)
+        problems, first = error.errors(), _explain(model, error.errors()[0])
     if own is not None:
         try:
             model.model_validate(own)
             label = COMMAND_LINE
         except pydantic.ValidationError as error:
-            label = label if problems[0] in _problems(model, error) else COMMAND_LINE
+            same = any(first == _explain(model, one) for one in error.errors() if one["loc"] == problems[0]["loc"])
+            label = label if same else COMMAND_LINE
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    raise ConfigError(f"{label}: {prefix}{problems[0]}{more}")
-
-
-def _problems(model: type[Table], error: pydantic.ValidationError) -> list[str]:
-    return [_explain(model, problem) for problem in error.errors()]
+    raise ConfigError(f"{label}: {prefix}{first}{more}")
 
 
 def _value_at(table: Any, key: str) -> Any:
@@ -404,13 +487,13 @@ def _explain(model: type[Table], problem: Any) -> str:
     match problem["type"]:
         case "extra_forbidden":
             known = _fields_at(model, problem["loc"][:-1])
-            return f"unknown key {key!r}{nearest(str(problem['loc'][-1]), known)}"
+            return f"unknown key {shown(key)}{nearest(str(problem['loc'][-1]), known)}"
         case "missing":
             return f"{key}: missing; this table needs it"
         case "value_error":
             return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
         case _:
-            return f"{key} = {problem['input']!r}: {problem['msg'].lower()}"
+            return f"{key} = {shown(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def _fields_at(model: type[Table], path: Sequence[Any]) -> list[str]:

@@ -3,9 +3,17 @@
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 2000
+
 
 class SwarmError(Exception):
     """A mistake outside the program. Commands print its one line and leave with exit code 2."""
+
+    def __init__(self, message: str) -> None:
+        """Make one line of a message, and not a long one, whatever it quotes."""
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+        half = _LONGEST // 2
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}")
 
 
 class ConfigError(SwarmError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from swarm.commands import OVERRIDES_HELP, Formatter, add_trust, import_training, positive, run
 from swarm.errors import ConfigError, SwarmError
+from swarm.outputs import PICTURES, check_output
 
 if TYPE_CHECKING:
     from training.runs import RunFolder
@@ -46,12 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     import_training()
+    if arguments.render:
+        check_output(arguments.render, option="--render", formats=PICTURES)
     from training.runs import RunFolder
 
     words = [word for word in arguments.runs if "=" in word]
     folders = [RunFolder.open(Path(word)) for word in arguments.runs if "=" not in word]
     if not folders:
         raise ConfigError("name a run folder, like runs/outpost-mppo-0-20250101-120000")
+    for folder in folders:
+        check_output(folder.path / f"{_stem(arguments)}.json")
     for folder in folders:
         _evaluate_one(arguments, folder, words)
     return 0
@@ -83,7 +88,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     trained, scripted = (teams.with_opponents(p) for p in (policy, simulator.rules.scripted_policy()))
     policies = {"trained": trained, name_of(simulator.rules): scripted}
     results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
-    name = "absolute" if arguments.absolute else "evaluation"
+    name = _stem(arguments)
     _write(folder.path / f"{name}.json", results | {"scenario": scenario.source, "overrides": overrides})
     if arguments.absolute:
         _write(folder.path / "absolute_values.json", {k: [float(v) for v in x] for k, x in values["trained"].items()})
@@ -93,6 +98,11 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     print(f"written: {folder.path / name}.json and .png")
     if arguments.render:
         _render(simulator, trained, seed, Path(arguments.render))
+
+
+def _stem(arguments: argparse.Namespace) -> str:
+    """Of the files that are written into each run folder."""
+    return "absolute" if arguments.absolute else "evaluation"
 
 
 def _render(simulator: Any, policy: Any, seed: int, target: Path) -> None:

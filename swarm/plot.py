@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from swarm.commands import Formatter, add_trust, import_training, run
 from swarm.errors import ConfigError, SwarmError, nearest
+from swarm.outputs import check_output
 
 if TYPE_CHECKING:
     from training.runs import RunFolder
@@ -40,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plot(arguments: argparse.Namespace) -> int:
     import_training()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    check_output(arguments.out, option="--out", formats=[f".{name}" for name in FigureCanvasBase.filetypes])
+    if arguments.marl_eval:
+        check_output(arguments.marl_eval, option="--marl-eval")
     from training.marl_eval import marl_eval
     from training.report import curve_of, plot_curves
     from training.runs import EVALUATIONS, RunFolder

@@ -20,6 +20,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from swarm.errors import ConfigError
+from swarm.values import LARGEST
 
 _FORMS = {
     "uniform": "uniform = [3.0, 5.0] (least, greatest)",
@@ -137,7 +138,7 @@ def _parse(table: Mapping[str, Any], where: str) -> Distribution:
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= LARGEST
 
 
 def pool(of: Mapping[str, Distribution], n: int, n_variants: int, seed: int) -> list[dict[str, Any]]:

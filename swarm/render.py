@@ -10,25 +10,12 @@ import jax
 import numpy as np
 
 from swarm.episode import Chunk
-from swarm.errors import SwarmError
+from swarm.outputs import PICTURES, check_output
 from swarm.scenario import AbstractRules, World
 
-FORMATS = (".gif", ".mp4", ".png")
 _FRAMES_PER_SECOND = 15
 _MAX_FRAMES = 256
 _MOMENTS = 6
-
-
-def check_format(path: Path) -> None:
-    """Refuse a file that cannot be rendered, before anything else is done.
-
-    Raises:
-        SwarmError: of another format, or in a folder that does not exist.
-    """
-    if path.suffix not in FORMATS:
-        raise SwarmError(f"--render {path}: expected a file that ends in {', '.join(FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise SwarmError(f"--render {path}: the folder {path.absolute().parent} does not exist")
 
 
 def render(chunks: Iterable[Chunk], path: Path, n_steps: int) -> None:
@@ -48,7 +35,7 @@ class Renderer:
             path: .gif and .mp4 hold 256 frames at most, .png six moments.
             n_steps: steps of the episode, or more.
         """
-        check_format(path)
+        check_output(path, option="--render", formats=PICTURES)
         self._path, self._stack = path, contextlib.ExitStack()
         stride = -(-n_steps // _MAX_FRAMES)
         self._target = _Picture() if path.suffix == ".png" else _Video(path, stride, self._stack)

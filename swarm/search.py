@@ -17,6 +17,7 @@ Backend = Literal["auto", "all_pairs", "cell_grid"]
 
 # Below this many entities all pairs are faster (perf/test_neighbors.py).
 _ALL_PAIRS_BELOW = 192
+_MOST_ALL_PAIRS = 2**17
 _BLOCK = 8
 # Windows are multiples of it.
 _MULTIPLE = 8
@@ -42,11 +43,16 @@ def neighbor_search(
     """Build the search for neighbours nearer than a radius (metres) among `n_slots` entities.
 
     Raises:
-        ConfigError: there are more entities than can be numbered.
+        ConfigError: there are more entities than can be numbered, or too many to compare each with each.
     """
     table = table or SearchTable()
     small = n_slots < _ALL_PAIRS_BELOW or not math.isfinite(radius)
     if table.backend == "all_pairs" or (table.backend == "auto" and small):
+        if n_slots > _MOST_ALL_PAIRS:
+            raise ConfigError(
+                f"all pairs of {n_slots:,} entities are too many, at most of {_MOST_ALL_PAIRS:,}; lower "
+                'population.<kind>.capacity, or take search.backend = "cell_grid" and a finite radius'
+            )
         return AllPairs(space, jnp.float32(radius))
     cells = _cells(np.asarray(space.size, float), radius, n_slots)
     _check_room(cells, n_slots)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swarm.commands import OVERRIDES_HELP, Formatter, add_trust, import_training, is_run, positive, run
+from swarm.commands import OVERRIDES_HELP, Formatter, add_trust, import_training, is_run, n_steps, positive, run
 from swarm.errors import ConfigError, nearest
+from swarm.outputs import PICTURES, RECORDINGS, check_output
 
 EXAMPLES = """examples:
   python -m swarm.simulate outpost --render outpost.mp4
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", metavar="FILE", help="write who was where at each step: .parquet, .csv, .mcap")
     parser.add_argument("--replay", metavar="FILE", help="simulate a .parquet recording again, and compare each bit")
     parser.add_argument("--seed", type=int, default=0, help="of the map and the actions")
-    parser.add_argument("--steps", type=positive, help="stop earlier than the scenario's own end")
+    parser.add_argument("--steps", type=n_steps, help="stop earlier than the scenario's own end")
     parser.add_argument("--worlds", type=positive, default=1, help="play and record so many at once; draw the first")
     parser.add_argument(
         "--regrow",
@@ -51,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _simulate(arguments: argparse.Namespace) -> int:
     target = Path(arguments.render) if arguments.render else None
     if target:
-        from swarm.render import check_format
-
-        check_format(target)
+        check_output(target, option="--render", formats=PICTURES)
+    if arguments.record:
+        check_output(arguments.record, option="--record", formats=RECORDINGS, new=True)
 
     from swarm.interrupts import stop_requested
     from swarm.render import Renderer

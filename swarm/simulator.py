@@ -88,7 +88,8 @@ class Simulator(eqx.Module):
         world = World(entities, hierarchy, fields, episode_key, zero, status, zero, draw)
         nobody, never = jnp.zeros_like(entities.alive), jnp.zeros((), bool)
         reward = jnp.zeros(entities.n_slots)
-        return world, TimeStep(self.rules.observe(world), reward, nobody, nobody, nobody, never, never)
+        timestep = TimeStep(self.rules.observe(world), reward, nobody, nobody, nobody, never, never)
+        return judged(world, timestep), timestep
 
     def step(self, world: World, action: Action) -> tuple[World, TimeStep]:
         """Advance a world by one step. Stepping on after the end is allowed; the flags then stay set."""
@@ -115,7 +116,7 @@ class Simulator(eqx.Module):
         world_terminated = self.rules.ended(world)
         world_truncated = ~world_terminated & (world.step >= self.max_steps)
         terminated = before & (dying | world_terminated)
-        return world, TimeStep(
+        timestep = TimeStep(
             observation=self.rules.observe(world),
             reward=jnp.where(before, outcome.reward, 0.0),
             valid=before,
@@ -124,6 +125,7 @@ class Simulator(eqx.Module):
             world_terminated=world_terminated,
             world_truncated=world_truncated,
         )
+        return judged(world, timestep), timestep
 
     def rollout(
         self, policy: AbstractPolicy, world: World, timestep: TimeStep, key: Key[Array, ""], n_steps: int
@@ -185,6 +187,20 @@ def visible_status(entities: Entities, hierarchy: Hierarchy) -> Int[Array, ""]:
     lost = jnp.any(entities.alive & ~finite(entities))
     full = functools.reduce(jnp.logical_or, [n > 0 for n in hierarchy.overflow], jnp.zeros((), bool))
     return jnp.where(lost, jnp.int32(Status.NON_FINITE), 0) | jnp.where(full, jnp.int32(Status.GROUPS_FULL), 0)
+
+
+def judged(world: World, timestep: TimeStep) -> World:
+    """Set the bits of a world in which a living entity sees or earns what is NaN or infinite, though its state is not.
+
+    Where the state of any is, that explains the rest.
+    """
+    seen, calm = timestep.observation, world.status & Status.NON_FINITE == 0
+    blind = jnp.any(seen.alive & ~jnp.all(jnp.isfinite(seen.own), axis=1))
+    if seen.maps is not None:
+        blind = blind | (jnp.any(seen.alive) & ~jnp.all(jnp.isfinite(seen.maps)))
+    lost = jnp.any(timestep.valid & ~jnp.isfinite(timestep.reward))
+    bits = jnp.where(blind, jnp.int32(Status.BAD_OBSERVATION), 0) | jnp.where(lost, jnp.int32(Status.BAD_REWARD), 0)
+    return eqx.tree_at(lambda w: w.status, world, world.status | jnp.where(calm, bits, 0))
 
 
 def reset_ended(

@@ -15,6 +15,8 @@ class Status(enum.IntFlag):
     BAD_ACTION = 16
     COMMAND_LIMITED = 32
     BELOW_GROUND = 64
+    BAD_OBSERVATION = 128
+    BAD_REWARD = 256
 
 
 OVERFLOWS = Status.ENTITIES_FULL | Status.NEIGHBORS_FULL | Status.GROUPS_FULL
@@ -30,6 +32,8 @@ REMEDIES = {
     "less, or raise the limit",
     Status.BELOW_GROUND: "a living drone is below the ground, which nothing stops it at: let it crash there, or give "
     "drone_dynamics a `ground`",
+    Status.BAD_OBSERVATION: "what a living entity sees is NaN or infinite: check `observe` of the rules",
+    Status.BAD_REWARD: "what a living entity earned is NaN or infinite: check the rewards and their weights",
 }
 
 

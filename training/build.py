@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from swarm.adapters.host import HostRules
 from swarm.build import grouping_of
+from swarm.commands import is_run
 from swarm.config import Scenario
 from swarm.errors import ConfigError
 from swarm.memory import check_bytes, n_bytes
@@ -122,7 +123,7 @@ def _frozen(simulator: Simulator, where: str, names: str) -> Callable[[str], Abs
     """What finds the policy of a run folder, and else raises, with the names that there are."""
 
     def frozen(name: str) -> AbstractPolicy:
-        if not (Path(name) / "run.json").is_file():
+        if not is_run(name):
             raise ConfigError(f"{where}: {name!r}: neither {names} nor a run folder")
         return frozen_policy(RunFolder.open(Path(name)), simulator)
 

@@ -8,6 +8,7 @@ import pydantic
 
 from swarm.config import Scenario, Table, merged, parse_toml, read_text, validate
 from swarm.errors import ConfigError, nearest
+from swarm.values import LARGEST_WHOLE, shown
 
 Scope = Literal["group", "global"]
 Share = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
@@ -46,7 +47,9 @@ class CreditTable(Table):
     @pydantic.model_validator(mode="after")
     def _can_move(self) -> "CreditTable":
         if self.learn_own_weight and not 0.0 < self.own_weight < 1.0:
-            raise ValueError(f"own_weight = {self.own_weight}: to learn it, start it between 0 and 1, like 0.5")
+            raise ValueError(
+                f"learn_own_weight = true with own_weight = {self.own_weight}: start it between 0 and 1, like 0.5"
+            )
         if self.learn_own_weight and self.reward == "global":
             raise ValueError('learn_own_weight = true: there is no own reward with reward = "global"')
         return self
@@ -82,15 +85,17 @@ class NetworkTable(Table):
     @pydantic.field_validator("dilations")
     @classmethod
     def _positive(cls, dilations: list[int]) -> list[int]:
-        if not all(dilation >= 1 for dilation in dilations):
-            raise ValueError(f"dilations = {dilations}: one number of at least 1 for each residual block")
+        if len(dilations) > 64 or not all(1 <= dilation <= 128 for dilation in dilations):
+            raise ValueError(
+                f"dilations = {shown(dilations)}: one number of at least 1, 128 at most, for each residual block"
+            )
         return dilations
 
     @pydantic.field_validator("encoders")
     @classmethod
     def _once(cls, encoders: list[str]) -> list[str]:
         if len(set(encoders)) < len(encoders):
-            raise ValueError(f"encoders = {encoders}: name each encoder once")
+            raise ValueError(f"encoders = {shown(encoders)}: name each encoder once")
         return encoders
 
 
@@ -107,11 +112,11 @@ class ImpalaTable(Table):
     """
 
     vtrace: bool = True
-    lag: int = pydantic.Field(default=0, ge=0)
-    actors: int = pydantic.Field(default=0, ge=0)
-    queue: int = pydantic.Field(default=2, ge=1)
+    lag: int = pydantic.Field(default=0, ge=0, le=1000)
+    actors: int = pydantic.Field(default=0, ge=0, le=1024)
+    queue: int = pydantic.Field(default=2, ge=1, le=1024)
     max_lag: int = pydantic.Field(default=0, ge=0)
-    patience: float = pydantic.Field(default=600.0, gt=0.0)
+    patience: float = pydantic.Field(default=600.0, gt=1e-3, le=1e6)
 
     @pydantic.model_validator(mode="after")
     def _lags_one_way(self) -> "ImpalaTable":
@@ -132,7 +137,7 @@ class TeacherTable(Table):
     """
 
     policy: str = ""
-    weight: float = pydantic.Field(default=1.0, gt=0.0)
+    weight: float = pydantic.Field(default=1.0, gt=1e-9, le=1e6)
     until: float = pydantic.Field(default=0.5, gt=0.0, le=1.0)
 
 
@@ -145,24 +150,26 @@ class TrainingConfig(Table):
 
     recipe: str
     algorithm: Literal["ppo", "impala"] = "ppo"
-    steps: int = pydantic.Field(ge=1)
-    worlds: int = pydantic.Field(ge=1)
-    rollout: int = pydantic.Field(ge=1)
-    epochs: int = pydantic.Field(ge=1)
-    minibatches: int = pydantic.Field(ge=1)
-    learning_rate: float = pydantic.Field(gt=0.0)
+    on_host = ("steps",)
+
+    steps: int = pydantic.Field(ge=1, le=10**15)
+    worlds: int = pydantic.Field(ge=1, le=2**20)
+    rollout: int = pydantic.Field(ge=1, le=2**20)
+    epochs: int = pydantic.Field(ge=1, le=10_000)
+    minibatches: int = pydantic.Field(ge=1, le=2**20)
+    learning_rate: float = pydantic.Field(gt=1e-12, le=1.0)
     anneal: list[Literal["learning_rate", "clip", "entropy_weight"]]
     discount: float = pydantic.Field(ge=0.0, le=1.0)
     gae_lambda: float = pydantic.Field(ge=0.0, le=1.0)
-    clip: float = pydantic.Field(ge=0.0)
-    value_clip: float = pydantic.Field(ge=0.0)
-    value_weight: float = pydantic.Field(ge=0.0)
-    entropy_weight: float = pydantic.Field(ge=0.0)
-    max_grad_norm: float = pydantic.Field(gt=0.0)
-    max_kl: float = pydantic.Field(ge=0.0)
+    clip: float = pydantic.Field(ge=0.0, le=1e6)
+    value_clip: float = pydantic.Field(ge=0.0, le=1e6)
+    value_weight: float = pydantic.Field(ge=0.0, le=1e6)
+    entropy_weight: float = pydantic.Field(ge=0.0, le=1e6)
+    max_grad_norm: float = pydantic.Field(gt=1e-9, le=1e6)
+    max_kl: float = pydantic.Field(ge=0.0, le=1e6)
     normalise_advantage: bool
     normalise_value: bool
-    reward_scale: float = pydantic.Field(gt=0.0)
+    reward_scale: float = pydantic.Field(gt=1e-9, le=1e9)
     checkpoint_every: int = pydantic.Field(ge=1)
     evaluate_every: int = pydantic.Field(ge=0)
     evaluation_episodes: int = pydantic.Field(ge=1, le=1_000_000)
@@ -172,6 +179,13 @@ class TrainingConfig(Table):
     network: NetworkTable
     impala: ImpalaTable = ImpalaTable()
     teacher: TeacherTable = TeacherTable()
+
+    @pydantic.field_validator("anneal")
+    @classmethod
+    def _once(cls, anneal: list[str]) -> list[str]:
+        if len(set(anneal)) < len(anneal):
+            raise ValueError(f"anneal = {shown(anneal)}: name each once")
+        return anneal
 
     @pydantic.model_validator(mode="after")
     def _one_stream(self) -> "TrainingConfig":
@@ -189,6 +203,15 @@ class TrainingConfig(Table):
             raise ValueError(
                 f"minibatches = {self.minibatches} does not divide rollout = {self.rollout}; "
                 "each minibatch takes the same number of time steps of every world"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _counted(self) -> "TrainingConfig":
+        if max(self.steps_per_update, self.n_updates) > LARGEST_WHOLE:
+            raise ValueError(
+                f"steps = {self.steps}, worlds = {self.worlds}, rollout = {self.rollout}: more than {LARGEST_WHOLE} "
+                "updates, or steps between two of them; change one of these"
             )
         return self
 

@@ -11,6 +11,7 @@ from swarm.entities import Entities
 from swarm.restart import chunk_size, for_each_marked, rows, with_rows
 from swarm.scenario import AbstractPolicy, Observation, TimeStep, World
 from swarm.simulator import Simulator
+from swarm.status import Status
 from training.credit import GroupBy, Membership, People
 from training.distributions import AbstractDistribution, Raw
 from training.networks import Memory, Minds
@@ -163,7 +164,7 @@ class Stage(eqx.Module):
         return named_returns(reward, self.simulator.rules, judged)
 
 
-N_STATUS_BITS = 8
+N_STATUS_BITS = max(Status).bit_length()
 
 
 def _status_bits(status: Int[Array, ""]) -> Int[Array, " bits"]:

@@ -17,7 +17,7 @@ from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.hierarchy import form, regroup
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, RandomPolicy, TimeStep, World
-from swarm.simulator import Simulator, visible_status
+from swarm.simulator import Simulator, judged, visible_status
 
 # Rules of groups that look at places, which agents of a host environment have not.
 _BY_PLACE = ("nearest", "quadrant", "kmeans", "components")
@@ -30,7 +30,7 @@ class WorldTable(Table):
         steps: an episode is truncated after so many, if the environment has not ended it before.
     """
 
-    steps: int = pydantic.Field(default=10_000, ge=1)
+    steps: int = pydantic.Field(default=10_000, ge=1, le=10**9)
 
 
 class HostConfig(ScenarioConfig):
@@ -45,10 +45,19 @@ class HostConfig(ScenarioConfig):
 
     environment: str
     options: dict[str, Any] = pydantic.Field(default_factory=dict)
-    processes: int = pydantic.Field(default=2, ge=1)
-    patience: float = pydantic.Field(default=60.0, gt=0.0)
+    processes: int = pydantic.Field(default=2, ge=1, le=1024)
+    patience: float = pydantic.Field(default=60.0, gt=1e-3, le=1e6)
     world: WorldTable = WorldTable()
     groups: dict[str, Any] = pydantic.Field(default_factory=lambda: {"levels": ["entity", "team"], "team": "global"})
+
+    @pydantic.field_validator("options")
+    @classmethod
+    def _told(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(options)
+        except TypeError as error:
+            raise ValueError(f"{error}; dates and times are not handed on, write them as text") from None
+        return options
 
     @pydantic.model_validator(mode="after")
     def _nobody_has_a_place(self) -> "HostConfig":
@@ -236,4 +245,4 @@ def advance(simulator: Simulator, world: World, steps: Steps) -> tuple[World, Wo
         world_terminated=ended & ~world_truncated,
         world_truncated=world_truncated,
     )
-    return final, following, timestep
+    return judged(final, timestep), judged(following, timestep), timestep

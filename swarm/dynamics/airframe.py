@@ -15,6 +15,7 @@ import pydantic
 from swarm.config import Table, parse_toml, validate
 from swarm.errors import ConfigError, nearest
 from swarm.files import read_bytes
+from swarm.values import shown
 
 Positive = Annotated[float, pydantic.Field(gt=0.0)]
 Amount = Annotated[float, pydantic.Field(ge=0.0)]
@@ -180,16 +181,15 @@ def load_airframe(source: str | Path) -> Airframe:
     path = Path(source)
     if path.suffix == ".toml":
         try:
-            text = read_bytes(path).decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_bytes(path).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{path}: cannot be read: {error}; shipped airframes: {', '.join(airframe_names())}"
             ) from None
         return validate(Airframe, parse_toml(text, str(path)), str(path))
     if source not in airframe_names():
-        raise ConfigError(
-            f"{source}: no such airframe{nearest(str(source), airframe_names())} (a file must end in .toml)"
-        )
+        hint = nearest(str(source), airframe_names())
+        raise ConfigError(f"{shown(source)}: no such airframe{hint} (a file must end in .toml)")
     label = f"{source}.toml"
     return validate(Airframe, parse_toml((_shipped() / label).read_text("utf-8"), label), label)
 

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 import scipy.linalg
 from jaxtyping import Array, Float
 
 from swarm.config import Table, validate
-from swarm.dynamics.airframe import Airframe, Amount, AttitudeTable, Positive, load_airframes
+from swarm.dynamics.airframe import Airframe, AttitudeTable, load_airframes
 from swarm.dynamics.attitude import AbstractResponse, AttitudeFlight, FirstOrder, SecondOrder
 from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
 from swarm.dynamics.flight import AbstractFlight
@@ -23,6 +24,10 @@ from swarm.errors import ConfigError
 AIR_DENSITY = 1.225
 
 Model = Literal["rotors", "attitude", "attitude_lag"]
+Rate = Annotated[float, pydantic.Field(gt=1e-3, le=1e5)]
+Gain = Annotated[float, pydantic.Field(gt=1e-6, le=1e6)]
+Limit = Annotated[float, pydantic.Field(gt=1e-6, le=1e4)]
+Speed = Annotated[float, pydantic.Field(ge=0.0, le=1e4)]
 Commands = Literal["rotors", "attitude", "velocity", "position"]
 
 
@@ -45,15 +50,15 @@ class ControlTable(Table):
         high: that of an action of 1.
     """
 
-    rate: Positive = 500.0
-    outer_rate: Positive = 100.0
-    stiffness: tuple[Positive, Positive, Positive] = (400.0, 400.0, 50.0)
-    damping: tuple[Positive, Positive, Positive] = (40.0, 40.0, 15.0)
-    motor_tau: Positive = 0.02
-    velocity_gain: tuple[Positive, Positive, Positive] = (3.0, 3.0, 4.0)
-    position_gain: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.5)
-    acceleration: Positive = 6.0
-    speed: Amount = 0.0
+    rate: Rate = 500.0
+    outer_rate: Rate = 100.0
+    stiffness: tuple[Gain, Gain, Gain] = (400.0, 400.0, 50.0)
+    damping: tuple[Gain, Gain, Gain] = (40.0, 40.0, 15.0)
+    motor_tau: Limit = 0.02
+    velocity_gain: tuple[Gain, Gain, Gain] = (3.0, 3.0, 4.0)
+    position_gain: tuple[Gain, Gain, Gain] = (1.0, 1.0, 1.5)
+    acceleration: Limit = 6.0
+    speed: Speed = 0.0
     max_tilt: float = 0.6
     low: tuple[float, float, float, float] = (-10.0, -10.0, 0.0, -math.pi)
     high: tuple[float, float, float, float] = (10.0, 10.0, 10.0, math.pi)
@@ -62,6 +67,14 @@ class ControlTable(Table):
     def action_speed(self) -> float:
         """That of an action of 1, metres per second."""
         return self.speed or 3.0
+
+    @pydantic.model_validator(mode="after")
+    def _spans(self) -> "ControlTable":
+        if not all(low < high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"low = {list(self.low)}, high = {list(self.high)}: each must be lower than the other's")
+        if not 0 < self.max_tilt < math.pi / 2:
+            raise ValueError(f"max_tilt = {self.max_tilt}: expected radians between 0 and {math.pi / 2:.3f}")
+        return self
 
 
 def drone_dynamics(
@@ -92,8 +105,6 @@ def drone_dynamics(
     table = control if isinstance(control, ControlTable) else validate(ControlTable, control or {}, "control")
     if not (math.isfinite(time_step) and time_step > 0):
         raise ConfigError(f"time_step = {time_step}: expected seconds, greater than 0")
-    if not 0 < table.max_tilt < math.pi / 2:
-        raise ConfigError(f"control: max_tilt = {table.max_tilt}: expected radians between 0 and {math.pi / 2:.3f}")
     frames = load_airframes(airframes)
     inner, outer = (_count(time_step, rate) for rate in (table.rate, table.outer_rate))
     if commands == "rotors" and model != "rotors":
@@ -269,8 +280,8 @@ def _check_stable(
         else "unstable at any; lower control.stiffness or control.velocity_gain, or raise control.damping"
     )
     raise ConfigError(
-        f"{name}: time_step = {time_step:g} s with {outer * inner} updates of the attitude and {outer} of the velocity "
-        f"in a step: the control loop is unstable; {remedy}"
+        f"{name}: time_step = {time_step:g} s with {outer * inner} updates of the attitude "
+        f"and {outer} of the velocity in a step, model = {model!r}: the control loop is unstable; {remedy}"
     )
 
 

@@ -14,6 +14,7 @@ from swarm.grouping.plain import Block, ByKind, ByTeam, EachNode, Everyone, Modu
 from swarm.grouping.rule import AbstractGrouping
 from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Open
+from swarm.values import shown
 
 RULES = (
     "entity",
@@ -29,7 +30,6 @@ RULES = (
     "components:RADIUS",
 )
 # Groups, or entities of one: numbers of 32 bits, of arrays that memory can hold.
-_MOST = 2**24
 
 
 def parse_grouping(
@@ -75,10 +75,9 @@ def parse_grouping(
         return plain[name]()
     first, comma, second = argument.partition(",")
 
-    def count(word: str, expected: str) -> int:
-        # Longer ones Python refuses to read.
-        if not (word.isdecimal() and len(word) < 10 and 0 < int(word) <= _MOST):
-            raise ConfigError(f"{where}: {text[:40]!r} needs {expected}, and at most {_MOST:,}")
+    def count(word: str, expected: str, most: int = 2**24) -> int:
+        if not (word.isdecimal() and len(word) < 20 and 0 < int(word) <= most):
+            raise ConfigError(f"{where}: {shown(text)} needs {expected}; at most {most:,}")
         return int(word)
 
     def slots(example: str) -> int | None:
@@ -91,20 +90,20 @@ def parse_grouping(
         case "block":
             return Block(count(argument, "a whole number of at least 1, like 'block:8'"))
         case "kmeans":
-            return KMeans(space, count(argument, "a whole number of at least 1, like 'kmeans:4'"), n_teams)
+            return KMeans(space, count(argument, "a whole number of at least 1, like 'kmeans:4'", 4096), n_teams)
         case "fixed":
             return Fixed(count(first, "a size of at least 1, like 'fixed:8'"), n_teams, slots("fixed:8,100"))
         case "components":
             radius = _number(first)
-            if radius <= 0:
-                raise ConfigError(f"{where}: {text!r} needs a radius above 0 in metres, like 'components:2.5'")
+            if not 1e-9 < radius <= 1e9:
+                raise ConfigError(f"{where}: {shown(text)} needs a radius above 0 in metres, like 'components:2.5'")
             return Components(neighbor_search(space, radius, n_slots), slots("components:2.5,100"))
         case "nearest":
             if argument not in kinds:
-                raise ConfigError(f"{where}: {text!r} names no kind of this scenario{nearest(argument, kinds)}")
+                raise ConfigError(f"{where}: {shown(text)} names no kind of this scenario{nearest(argument, kinds)}")
             most = min(n_slots, (capacity or {}).get(argument, n_slots))
             return NearestAnchor(space, list(kinds).index(argument), n_slots, most)
-    raise ConfigError(f"{where}: unknown grouping {text!r}{nearest(text, RULES)}")
+    raise ConfigError(f"{where}: unknown grouping {shown(text)}{nearest(text, RULES)}")
 
 
 def _number(text: str) -> float:

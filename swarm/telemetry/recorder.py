@@ -11,6 +11,7 @@ import swarm
 from swarm.config import Scenario
 from swarm.episode import Chunk
 from swarm.errors import SwarmError
+from swarm.outputs import RECORDINGS, check_output
 from swarm.telemetry.csv import CsvFile
 from swarm.telemetry.foxglove import SceneFile
 from swarm.telemetry.parquet import ParquetParts
@@ -33,7 +34,8 @@ class Writer(Protocol):
         ...
 
 
-FORMATS: Mapping[str, Callable[[Path], Writer]] = {".parquet": ParquetParts, ".csv": CsvFile, ".mcap": SceneFile}
+_FORMATS: Mapping[str, Callable[[Path], Writer]]
+_FORMATS = dict(zip(RECORDINGS, (ParquetParts, CsvFile, SceneFile), strict=True))
 
 
 class Recorder:
@@ -65,12 +67,9 @@ class Recorder:
         self.path, self.n_rows = path, 0
         self._scenario, self._about = scenario, dict(about or {})
         self._rows, self._broken = Rows(), False
-        if path.suffix not in FORMATS:
-            raise SwarmError(f"--record {path}: expected a file that ends in {', '.join(FORMATS)}")
-        if path.exists():
-            raise SwarmError(f"--record {path}: exists already; remove it or choose another name")
+        check_output(path, option="--record", formats=RECORDINGS, new=True)
         try:
-            self._writer = FORMATS[path.suffix](path)
+            self._writer = _FORMATS[path.suffix](path)
         except OSError as error:
             raise SwarmError(f"--record {path}: the folder cannot be written to: {error.strerror}") from None
 

@@ -7,6 +7,7 @@
 The policy is not needed. Only the steps of a chunk are in memory at any time.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Recording:
         import pyarrow.parquet as pq
 
         self._path = path
-        self._parts = sorted(path.glob("[0-9]*.parquet")) if path.is_dir() else [path]
+        self._parts = sorted(path.glob("[0-9]*.parquet")) if os.path.isdir(path) else [path]
         if not self._parts:
             raise self._error("not a Parquet recording of --record: the folder holds no parts of one")
         try:
@@ -88,7 +89,7 @@ class Recording:
         self._simulator = self.scenario.simulator()
         self._check_sizes(last)
         # Cut short, it lacks the states that the last actions led to.
-        self._cut_short = path.is_dir() and self._acts_in(last)
+        self._cut_short = os.path.isdir(path) and self._acts_in(last)
         self.n_steps = last + self._cut_short
 
     def _checked(self, about: Any) -> dict[str, Any]:

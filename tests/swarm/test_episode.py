@@ -11,7 +11,7 @@ from swarm import RandomPolicy, load, make
 from swarm.entities import Entities
 from swarm.episode import play
 from swarm.regrow import crowding, enlarge, migrate
-from swarm.simulator import finite, usable
+from swarm.simulator import finite, judged, usable
 from swarm.status import Fault, Status, explain
 
 ROOMY = {"world.room": 64, "population.worker.capacity": 64}
@@ -231,3 +231,32 @@ def test_each_array_of_the_state_is_looked_at(name, value):
     spoilt = getattr(entities, name).at[1].set(value)
     entities = eqx.tree_at(lambda e: getattr(e, name), entities, spoilt)
     assert finite(entities).tolist() == [True, False, True]
+
+
+def test_what_living_entities_see_and_earn_is_looked_at(roomy):
+    world, timestep = eqx.filter_jit(roomy.reset)(jax.random.key(0))
+    assert timestep.observation.alive.any()
+    assert not timestep.observation.alive.all()
+    alive = int(jnp.argmax(timestep.observation.alive))
+    dead = int(jnp.argmin(timestep.observation.alive))
+    timestep = eqx.tree_at(lambda t: t.valid, timestep, timestep.observation.alive)
+    mark = eqx.filter_jit(lambda world, timestep: judged(world, timestep).status)
+    for where, bit in ((lambda t: t.observation.own, Status.BAD_OBSERVATION), (lambda t: t.reward, Status.BAD_REWARD)):
+        for number in (np.nan, np.inf, -np.inf):
+            spoilt = [eqx.tree_at(where, timestep, where(timestep).at[slot].set(number)) for slot in (alive, dead)]
+            assert [int(mark(world, one)) for one in spoilt] == [bit, 0]
+            lost = eqx.tree_at(lambda w: w.status, world, jnp.int32(Status.NON_FINITE))
+            assert int(mark(lost, spoilt[0])) == Status.NON_FINITE  # which explains the rest
+    seen = eqx.tree_at(
+        lambda t: t.observation.maps, timestep, jnp.full((1, 2, 2, 1), np.nan), is_leaf=lambda x: x is None
+    )
+    assert int(mark(world, seen)) == Status.BAD_OBSERVATION
+    assert explain(96)[0].startswith("BAD_OBSERVATION: ")
+    assert explain(96)[1].startswith("BAD_REWARD: ")
+
+
+def test_a_reward_that_is_no_number_is_named_by_the_episode():
+    simulator = make("spread", {"world.steps": 3, "population.agent.capacity": 2, "population.agent.initial": 2})
+    spoilt = eqx.tree_at(lambda s: s.rules.local_ratio, simulator, jnp.float32(np.nan))
+    (chunk,) = play(spoilt, RandomPolicy.of(spoilt.rules), jax.random.key(0), 3)
+    assert chunk.faults == (Fault(Status.BAD_REWARD, 1),)
