@@ -4,6 +4,7 @@ import copy
 import functools
 import importlib
 import importlib.resources
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -203,7 +204,9 @@ def _medians(table: Mapping[str, Any], random: Mapping[str, Distribution]) -> Ma
 def _read(source: str, above: tuple[str, ...] = ()) -> tuple[str, str, dict[str, Any]]:
     """Name, label and table of a scenario file, with what it takes from the `base` that it names."""
     name, label, text = _find(source)
-    table = parse_toml(text, label)
+    table = (
+        beside(parse_toml(text, label), Path(source).parent) if source.endswith(".toml") else parse_toml(text, label)
+    )
     base = table.pop("base", None)
     if base is None:
         return name, label, table
@@ -213,6 +216,21 @@ def _read(source: str, above: tuple[str, ...] = ()) -> tuple[str, str, dict[str,
     if base.endswith(".toml"):
         base = str(Path(source).parent / base)
     return name, label, merged(_read(base, (*above, label))[2], table)
+
+
+def beside(value: Any, folder: Path) -> Any:
+    """Values of a file, with the paths of files and run folders that lie beside it as seen from the working folder."""
+    if isinstance(value, dict):
+        # Options of environments that are not ours may look like anything; a base is found by itself.
+        own = ("options", "base", "rules", "environment")
+        return {key: inner if key in own else beside(inner, folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [beside(inner, folder) for inner in value]
+    if isinstance(value, str) and value and not os.path.isabs(value):
+        path = folder / value
+        if (value.endswith(".toml") and os.path.isfile(path)) or os.path.isfile(path / "run.json"):
+            return str(path)
+    return value
 
 
 def merged(base: Any, over: Any) -> Any:

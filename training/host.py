@@ -17,7 +17,18 @@ from swarm.adapters.workers import Steps, Workers
 from swarm.scenario import TimeStep, World
 from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
 from training.networks import Memory
-from training.rollout import Actors, EpisodeSums, Experience, Rollout, Stage, decide, last, no_episodes, outcome
+from training.rollout import (
+    Actors,
+    EpisodeSums,
+    Experience,
+    Rollout,
+    Stage,
+    decide,
+    last,
+    no_episodes,
+    outcome,
+    where_defined,
+)
 
 
 class HostCollector:
@@ -174,6 +185,7 @@ def _tally(sums: EpisodeSums, metrics: dict[str, Array], ended: Bool[np.ndarray,
     """Count the episodes that ended."""
     if not ended.any():
         return sums
-    count, totals = sums.count + np.float32(ended.sum()), {k: np.asarray(v)[ended].sum() for k, v in metrics.items()}
+    count = sums.count + np.float32(ended.sum())
+    totals = {name: np.asarray(where_defined(x))[ended].sum(axis=0) for name, x in metrics.items()}
     totals = {name: sums.metrics[name] + total for name, total in totals.items()}
     return eqx.tree_at(lambda s: (s.count, s.metrics), sums, (count, totals))

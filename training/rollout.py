@@ -94,10 +94,16 @@ class Last(eqx.Module):
 
 
 class EpisodeSums(eqx.Module):
-    """Sums over the episodes that ended: their number, their metrics, and the status bits they left."""
+    """Sums over the episodes that ended.
+
+    Attributes:
+        count: their number.
+        metrics: of each metric the sum over the episodes where it is defined, and the number of those.
+        status: the bits that they left.
+    """
 
     count: Float[Array, ""]
-    metrics: dict[str, Float[Array, ""]]
+    metrics: dict[str, Float[Array, " 2"]]
     status: Int[Array, " bits"]
 
 
@@ -207,8 +213,15 @@ def collect(
 def no_episodes(stage: Stage, actors: Actors) -> EpisodeSums:
     """Sums over nothing."""
     metrics = jax.eval_shape(stage.simulator.metrics, jax.tree.map(lambda x: x[0], actors.world))
-    zeros = {name: jnp.zeros(()) for name in (*metrics, "return")}
+    zeros = {name: jnp.zeros(2) for name in (*metrics, "return")}
     return EpisodeSums(jnp.zeros(()), zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
+
+
+def where_defined(metric: Float[Array, "*b"]) -> Float[Array, "*b 2"]:
+    """A metric and 1 where it is a number; nothing where it is none, as a mean over nobody."""
+    metric = jnp.asarray(metric, jnp.float32)
+    defined = jnp.isfinite(metric)
+    return jnp.stack([jnp.where(defined, metric, 0.0), defined.astype(jnp.float32)], axis=-1)
 
 
 def last(stage: Stage, actors: Actors) -> Last:
@@ -341,7 +354,7 @@ def _finish(
         metrics = stage.simulator.metrics(world) | {"return": actors.episode_return[i]}
         sums = EpisodeSums(
             sums.count + 1,
-            {name: total + metrics[name] for name, total in sums.metrics.items()},
+            {name: total + where_defined(metrics[name]) for name, total in sums.metrics.items()},
             jnp.maximum(sums.status, _status_bits(world.status)),
         )
         actors = _restart(stage, reset_base, actors, i)
