@@ -49,7 +49,7 @@ class Randomization(Table):
 
     pool: int = pydantic.Field(default=64, ge=1)
     variants: int = pydantic.Field(default=16, ge=2)
-    seed: int = 0
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**32)
 
 
 class ScenarioConfig(Table):
@@ -266,7 +266,8 @@ def parse_toml(text: str, label: str) -> dict[str, Any]:
     """Parse TOML, naming the file in the error."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Also of whole numbers with thousands of digits, and of tables a thousand deep.
         raise ConfigError(f"{label}: not valid TOML: {error}") from None
 
 

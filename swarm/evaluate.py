@@ -88,7 +88,8 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     policies = {"trained": trained, name_of(simulator.rules): scripted}
     results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     name = "absolute" if arguments.absolute else "evaluation"
-    results = results | played(best=best, update=update, deterministic=deterministic, values=values)
+    networks = "best" if best else "last" if arguments.update is None else "earlier"
+    results = results | played(networks, update, deterministic=deterministic, values=values)
     contents = {"": results | {"scenario": scenario.source, "overrides": overrides}}
     if arguments.absolute:
         contents |= {"_values": results["values"]["trained"]}
@@ -111,12 +112,12 @@ def _render(simulator: Any, policy: Any, seed: int, target: Path) -> None:
     print(f"rendered: {target}")
 
 
-def played(*, best: bool, update: int, deterministic: bool, values: Mapping[str, Any]) -> dict[str, Any]:
+def played(networks: str, update: int, *, deterministic: bool, values: Mapping[str, Any]) -> dict[str, Any]:
     """What `evaluation.json` says besides the means: which networks played how, and the values of each episode."""
     from training.evaluation import plain
 
     return {
-        "networks": "best" if best else "last",
+        "networks": networks,
         "update": update,
         "deterministic": deterministic,
         "values": {name: {metric: plain(x) for metric, x in episodes.items()} for name, episodes in values.items()},

@@ -45,7 +45,10 @@ def _plot(arguments: argparse.Namespace) -> int:
     from training.report import curve_of, plot_curves
     from training.runs import EVALUATIONS, RunFolder
 
-    folders = [RunFolder.open(path) for path in {Path(word).resolve(): Path(word) for word in arguments.runs}.values()]
+    paths: dict[Path, Path] = {}
+    for word in arguments.runs:
+        paths.setdefault(Path(word).resolve(), Path(word))
+    folders = [RunFolder.open(path) for path in paths.values()]
     names = {folder.identity()["scenario"] for folder in folders}
     if len(names) > 1:
         raise ConfigError(f"runs of several scenarios ({', '.join(sorted(names))}); plot one scenario at a time")

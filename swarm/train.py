@@ -242,7 +242,6 @@ def _take_up(runs: "Sequence[Run]", plan: _Plan, about: "Mapping[str, Any]", upd
             print(
                 f"{one.folder.path}: goes on from update {update}, the last of which all these runs have a checkpoint"
             )
-        one.leave_behind()
         one.folder.note_resumed(scenario, load_training(scenario), update, about)
 
 
@@ -275,7 +274,7 @@ def _finish(run: "Run", n_episodes: int) -> None:
     policies = {"trained": policy, name_of(simulator.rules): scripted}
     results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     print_comparison(results, simulator.rules)
-    results = results | played(best=False, update=run.done, deterministic=False, values=values)
+    results = results | played("last", run.done, deterministic=False, values=values)
     folder.write_json("evaluation", **{"": results})
     curve, video = folder.path / "curve.png", folder.path / "video.mp4"
     rules = simulator.rules

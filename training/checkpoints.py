@@ -1,8 +1,10 @@
 """Checkpoints: named arrays, by number of updates, each with a checksum."""
 
 import errno
+import functools
 import json
 import shutil
+import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -185,6 +187,7 @@ class Checkpoints:
             raise self._damaged(n_updates, f"its list of arrays: {first_line(error)}") from None
 
     def _read(self, n_updates: int, **items: Any) -> Any:
+        _hush()
         # Whatever Orbax and what is below it find wrong in damaged files, of which there is no end.
         try:
             return self._manager.restore(n_updates, args=ocp.args.Composite(**items))
@@ -217,6 +220,18 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for what is being written."""
         self._manager.close()
+
+
+@functools.cache
+def _hush() -> None:
+    """Keep tracebacks from the user that say nothing: of reads that Orbax left behind when another one failed."""
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = hook
 
 
 def _listed(steps: list[int]) -> str:

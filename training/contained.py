@@ -24,6 +24,7 @@ def contained(table: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         RunError: they cannot be copied.
     """
+    copied: dict[str, str] = {}
 
     def inside(value: Any) -> Any:
         if isinstance(value, dict):
@@ -39,7 +40,10 @@ def contained(table: dict[str, Any], folder: Path) -> dict[str, Any]:
         if path.resolve().is_relative_to(home):
             return path.resolve().relative_to(home).as_posix()
         try:
-            return _copied_networks(path, folder / FROZEN) if is_run else _copied_file(path, folder / FILES)
+            if value not in copied:
+                copy, place = (_copied_networks, FROZEN) if is_run else (_copied_file, FILES)
+                copied[value] = copy(path, folder / place)
+            return copied[value]
         except OSError as error:
             raise RunError(f"{folder}: cannot hold a copy of {value}: {error}; make room") from None
 

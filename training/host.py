@@ -27,7 +27,6 @@ from training.rollout import (
     last,
     no_episodes,
     outcome,
-    where_defined,
 )
 
 
@@ -186,6 +185,9 @@ def _tally(sums: EpisodeSums, metrics: dict[str, Array], ended: Bool[np.ndarray,
     if not ended.any():
         return sums
     count = sums.count + np.float32(ended.sum())
-    totals = {name: np.asarray(where_defined(x))[ended].sum(axis=0) for name, x in metrics.items()}
+    values = {name: np.asarray(x)[ended] for name, x in metrics.items()}
+    known = {name: np.isfinite(x) for name, x in values.items()}
+    numbers = {name: sums.defined[name] + np.float32(x.sum()) for name, x in known.items()}
+    totals = {name: x.sum(where=known[name]) for name, x in values.items()}
     totals = {name: sums.metrics[name] + total for name, total in totals.items()}
-    return eqx.tree_at(lambda s: (s.count, s.metrics), sums, (count, totals))
+    return eqx.tree_at(lambda s: (s.count, s.metrics, s.defined), sums, (count, totals, numbers))

@@ -481,5 +481,5 @@ def _mean_sum(mask: Bool[Array, "t b m"]) -> Float[Array, ""]:
 
 
 def _add_up(sums: EpisodeSums) -> EpisodeSums:
-    count, metrics = jax.tree.map(over_devices, (sums.count, sums.metrics))
-    return EpisodeSums(count, metrics, jax.lax.pmax(sums.status, AXIS))
+    count, metrics, defined = jax.tree.map(over_devices, (sums.count, sums.metrics, sums.defined))
+    return EpisodeSums(count, metrics, defined, jax.lax.pmax(sums.status, AXIS))

@@ -49,12 +49,16 @@ class Run:
         self.seed, self.rows, self.score = seed, [], -np.inf
         self._warned: set[str] = set()
 
-    def resume(self, update: int) -> None:
-        """Take up the checkpoint after an update; it carries the whole state, so that the run goes on bit for bit.
+    def resume(self, update: int | None = None) -> None:
+        """Take up the checkpoint after an update, or the last.
+
+        It carries the whole state, so that the run goes on bit for bit. What lies after it is set aside, and will be
+        done again.
 
         Raises:
-            RunError: it is damaged, or does not fit.
+            RunError: there is none, it is damaged, or it does not fit.
         """
+        update = self.checkpoints.at(update)
         try:
             restored = self.checkpoints.restore(update, **_parts(self.learned, self.actors))
         except DamagedError as error:
@@ -63,9 +67,6 @@ class Run:
             lambda x: x.network, restored["learner"], restored["network"], is_leaf=lambda x: x is None
         )
         self.learned, self.actors = self.learner.place(learned, restored["actors"])
-
-    def leave_behind(self) -> None:
-        """Set aside what lies after the update that the run goes on from, which will be done again."""
         later = self._set_aside(self.checkpoints)
         self.rows = self.folder.forget_after(self.done, METRICS, keep=later)
         rows = self.folder.forget_after(self.done, EVALUATIONS, keep=later)
@@ -230,7 +231,8 @@ def _row(metrics: dict[str, Any], update: int, steps_per_update: int) -> dict[st
     row = {"update": update, "steps": update * steps_per_update, "episodes": int(episode.count)}
     row |= {name: float(value) for name, value in metrics.items()}
     if episode.count:
-        means = {name: float(total) / float(n) if n else None for name, (total, n) in episode.metrics.items()}
+        numbers = {name: float(n) for name, n in episode.defined.items()}
+        means = {name: float(x) / numbers[name] if numbers[name] else None for name, x in episode.metrics.items()}
         row |= {f"episode/{name}": mean for name, mean in means.items()}
     return row
 

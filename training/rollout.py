@@ -98,12 +98,14 @@ class EpisodeSums(eqx.Module):
 
     Attributes:
         count: their number.
-        metrics: of each metric the sum over the episodes where it is defined, and the number of those.
+        metrics: of each the sum over the episodes where it is defined.
+        defined: of each the number of those.
         status: the bits that they left.
     """
 
     count: Float[Array, ""]
-    metrics: dict[str, Float[Array, " 2"]]
+    metrics: dict[str, Float[Array, ""]]
+    defined: dict[str, Float[Array, ""]]
     status: Int[Array, " bits"]
 
 
@@ -213,15 +215,13 @@ def collect(
 def no_episodes(stage: Stage, actors: Actors) -> EpisodeSums:
     """Sums over nothing."""
     metrics = jax.eval_shape(stage.simulator.metrics, jax.tree.map(lambda x: x[0], actors.world))
-    zeros = {name: jnp.zeros(2) for name in (*metrics, "return")}
-    return EpisodeSums(jnp.zeros(()), zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
+    zeros = {name: jnp.zeros(()) for name in (*metrics, "return")}
+    return EpisodeSums(jnp.zeros(()), zeros, zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
 
 
-def where_defined(metric: Float[Array, "*b"]) -> Float[Array, "*b 2"]:
-    """A metric and 1 where it is a number; nothing where it is none, as a mean over nobody."""
-    metric = jnp.asarray(metric, jnp.float32)
-    defined = jnp.isfinite(metric)
-    return jnp.stack([jnp.where(defined, metric, 0.0), defined.astype(jnp.float32)], axis=-1)
+def defined_part(metric: Array) -> Array:
+    """A metric where it is a number, and 0 where it is none, as a mean over nobody."""
+    return jnp.where(jnp.isfinite(metric), metric, 0)
 
 
 def last(stage: Stage, actors: Actors) -> Last:
@@ -354,7 +354,8 @@ def _finish(
         metrics = stage.simulator.metrics(world) | {"return": actors.episode_return[i]}
         sums = EpisodeSums(
             sums.count + 1,
-            {name: total + where_defined(metrics[name]) for name, total in sums.metrics.items()},
+            {name: total + defined_part(metrics[name]) for name, total in sums.metrics.items()},
+            {name: number + jnp.isfinite(metrics[name]) for name, number in sums.defined.items()},
             jnp.maximum(sums.status, _status_bits(world.status)),
         )
         actors = _restart(stage, reset_base, actors, i)
