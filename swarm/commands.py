@@ -3,11 +3,12 @@
 import argparse
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from swarm.errors import SwarmError
+from swarm.errors import ConfigError, SwarmError
 from swarm.packages import check_ours, find_in_working_folder
 from swarm.resolve import trusting
 from swarm.values import LARGEST_WHOLE, shown
@@ -23,10 +24,10 @@ def run(
     command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
     """Parse the arguments and run a command; a user's mistake or a full disk is one line on stderr and exit code 2."""
-    # Intermixed, so that overrides may stand before and after options.
-    arguments = parser.parse_intermixed_args(argv)
-    find_in_working_folder()
     try:
+        # Intermixed, so that overrides may stand before and after options.
+        arguments = parser.parse_intermixed_args(argv)
+        find_in_working_folder()
         with trusting(getattr(arguments, "trust", False)):
             return command(arguments)
     except SwarmError as error:
@@ -57,6 +58,32 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let run folders and recordings name code that is not swarm's own; for those whose maker you know",
     )
+
+
+# Of a seed jax uses the lower 32 bits: others would be the same run under another name.
+SEEDS = 2**32
+
+
+def parse_seed(text: str) -> int:
+    """Parse a seed: a whole number from 0 to 2^32 - 1, all of which differ.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    # Longer numbers Python refuses to read.
+    if not text.strip().isdecimal() or len(text) > 100 or int(text) >= SEEDS:
+        raise ConfigError(f"--seed {text[:100]}: expected a whole number from 0 to {SEEDS - 1}")
+    return int(text)
+
+
+def are_overrides(words: Sequence[str]) -> list[bool]:
+    """Which of some words are overrides, key=value, and not the path of something that exists."""
+    return ["=" in word and not os.path.exists(word) for word in words]
+
+
+def again(*words: object) -> str:
+    """A command to type, its words quoted where a shell needs it."""
+    return f"python -m {shlex.join(str(word) for word in words)}"
 
 
 def import_training() -> Any:

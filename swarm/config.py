@@ -79,7 +79,7 @@ class Randomization(Table):
 
     pool: int = pydantic.Field(default=64, ge=1, le=10_000)
     variants: int = pydantic.Field(default=16, ge=2, le=10_000)
-    seed: int = pydantic.Field(default=0, ge=-(2**63), lt=2**63)
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**32)
 
 
 class ScenarioConfig(Table):
@@ -287,6 +287,7 @@ def _read(source: str, above: tuple[str, ...] = (), *, data: bool = False) -> tu
     """
     name, label, text = _find(source)
     table = parse_toml(text, label)
+    table = beside(table, Path(source).parent) if source.endswith(".toml") else table
     data = data or is_run_config(Path(source))
     _judge(table, label, data=data)
     base = table.pop("base", None)
@@ -302,6 +303,21 @@ def _read(source: str, above: tuple[str, ...] = (), *, data: bool = False) -> tu
     if base.endswith(".toml"):
         base = str(Path(source).parent / base)
     return name, label, merged(_read(base, (*above, place), data=data)[2], table)
+
+
+def beside(value: Any, folder: Path) -> Any:
+    """Values of a file, with the paths of files and run folders that lie beside it as seen from the working folder."""
+    if isinstance(value, dict):
+        # Options of environments that are not ours may look like anything; a base is found by itself.
+        own = ("options", "base", "rules", "environment")
+        return {key: inner if key in own else beside(inner, folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [beside(inner, folder) for inner in value]
+    if isinstance(value, str) and value and not os.path.isabs(value):
+        path = folder / value
+        if (value.endswith(".toml") and os.path.isfile(path)) or os.path.isfile(path / "run.json"):
+            return str(path)
+    return value
 
 
 def merged(base: Any, over: Any) -> Any:

@@ -1,13 +1,21 @@
 """`python -m swarm.evaluate`: play episodes with trained policies, next to the scripted one."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarm.commands import OVERRIDES_HELP, Formatter, add_trust, import_training, positive, run
-from swarm.errors import ConfigError, SwarmError
+from swarm.commands import (
+    OVERRIDES_HELP,
+    Formatter,
+    add_trust,
+    are_overrides,
+    import_training,
+    parse_seed,
+    positive,
+    run,
+)
+from swarm.errors import ConfigError
 from swarm.outputs import PICTURES, check_output
 
 if TYPE_CHECKING:
@@ -19,7 +27,9 @@ EXAMPLES = """examples:
   python -m swarm.evaluate runs/outpost-mppo-* --absolute
   python -m swarm.evaluate runs/outpost-mppo-0-20250101-120000 --scenario outpost population.heavy.capacity=32
 
-An interval is over the episodes of one run; over several runs swarm.plot tells more. --absolute follows the protocol of
+An interval is over the episodes of one run where a metric is defined; over several runs swarm.plot tells more.
+evaluation.json says what was played how, with the values of each episode; those of before are kept beside it, numbered.
+--absolute follows the protocol of
 the absolute metric: the networks that did best during the run play ten times the episodes of an evaluation in it."""
 
 
@@ -37,8 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=positive, default=128, help="number of episodes")
     parser.add_argument("--deterministic", action="store_true", help="take the likeliest actions, do not sample")
     parser.add_argument("--best", action="store_true", help="the networks that did best during the run, not the last")
+    parser.add_argument(
+        "--from", dest="update", type=int, metavar="UPDATE", help="the networks after so many updates, not the last"
+    )
     parser.add_argument("--absolute", action="store_true", help="the absolute metric: --best, ten times the episodes")
-    parser.add_argument("--seed", type=int, help="of maps and actions; the run's own if not given")
+    parser.add_argument("--seed", type=parse_seed, help="of maps and actions; the run's own if not given")
     parser.add_argument("--scenario", metavar="NAME|FILE", help="play another scenario, whose observations fit")
     parser.add_argument("--render", metavar="FILE", help="also make a picture (.png) or video (.mp4) of one episode")
     add_trust(parser)
@@ -51,8 +64,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         check_output(arguments.render, option="--render", formats=PICTURES)
     from training.runs import RunFolder
 
-    words = [word for word in arguments.runs if "=" in word]
-    folders = [RunFolder.open(Path(word)) for word in arguments.runs if "=" not in word]
+    if arguments.update is not None and (arguments.best or arguments.absolute):
+        raise ConfigError("--from and --best (or --absolute) each name the networks to play; give one of them")
+    given = list(zip(arguments.runs, are_overrides(arguments.runs), strict=True))
+    words = [word for word, is_override in given if is_override]
+    folders = [RunFolder.open(Path(word)) for word, is_override in given if not is_override]
     if not folders:
         raise ConfigError("name a run folder, like runs/outpost-mppo-0-20250101-120000")
     for folder in folders:
@@ -69,7 +85,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     from training.config import load_training
     from training.evaluation import AT_ONCE
     from training.report import plot_bars
-    from training.restore import frozen_policy
+    from training.restore import frozen_policy, networks_at
 
     overrides = parse_overrides(words)
     own = load_training(folder.scenario())
@@ -80,8 +96,9 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
         # In another scenario, too, the networks meet whom they were trained against, and do not play both sides.
         config = config.model_copy(update={"teams": own.teams})
     teams = build_teams(scenario, config, simulator)
-    best = arguments.best or arguments.absolute
-    policy = frozen_policy(folder, simulator, deterministic=arguments.deterministic, best=best)
+    best, deterministic = arguments.best or arguments.absolute, arguments.deterministic
+    update = networks_at(folder, best=best, update=arguments.update)
+    policy = frozen_policy(folder, simulator, deterministic=deterministic, best=best, update=update)
     seed = folder.identity()["seed"] if arguments.seed is None else arguments.seed
     n_episodes = 10 * own.evaluation_episodes if arguments.absolute else arguments.episodes
     check_memory(simulator, min(n_episodes, AT_ONCE), scenario.source)
@@ -89,11 +106,14 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     policies = {"trained": trained, name_of(simulator.rules): scripted}
     results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     name = _stem(arguments)
-    _write(folder.path / f"{name}.json", results | {"scenario": scenario.source, "overrides": overrides})
+    networks = "best" if best else "last" if arguments.update is None else "earlier"
+    results = results | played(networks, update, deterministic=deterministic, values=values)
+    contents = {"": results | {"scenario": scenario.source, "overrides": overrides}}
     if arguments.absolute:
-        _write(folder.path / "absolute_values.json", {k: [float(v) for v in x] for k, x in values["trained"].items()})
-    plot_bars(results, (simulator.rules.success, simulator.rules.headline, "return"), folder.path / f"{name}.png")
+        contents |= {"_values": results["values"]["trained"]}
     print(folder.path)
+    folder.write_json(name, **contents)
+    plot_bars(results, (simulator.rules.success, simulator.rules.headline, "return"), folder.path / f"{name}.png")
     print_comparison(results, simulator.rules)
     print(f"written: {folder.path / name}.json and .png")
     if arguments.render:
@@ -115,11 +135,16 @@ def _render(simulator: Any, policy: Any, seed: int, target: Path) -> None:
     print(f"rendered: {target}")
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(content, indent=2), "utf-8")
-    except OSError as error:
-        raise SwarmError(f"{path}: cannot be written: {error}") from None
+def played(networks: str, update: int, *, deterministic: bool, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `evaluation.json` says besides the means: which networks played how, and the values of each episode."""
+    from training.evaluation import plain
+
+    return {
+        "networks": networks,
+        "update": update,
+        "deterministic": deterministic,
+        "values": {name: {metric: plain(x) for metric, x in episodes.items()} for name, episodes in values.items()},
+    }
 
 
 def name_of(rules: Any) -> str:
@@ -140,6 +165,10 @@ def compare(
     return {"seed": seed, "episodes": n_episodes, "policies": summaries}, values
 
 
+def _cell(found: Mapping[str, float | None]) -> str:
+    return "-" if found["mean"] is None else f"{found['mean']:.4g} [{found['low']:.4g}, {found['high']:.4g}]"
+
+
 def print_comparison(results: Mapping[str, Any], rules: Any) -> None:
     """Print a table: a row a metric, a column a policy."""
     from rich.console import Console
@@ -150,8 +179,7 @@ def print_comparison(results: Mapping[str, Any], rules: Any) -> None:
     names = list(next(iter(policies.values())))
     names.sort(key=lambda name: (name != rules.success, name != rules.headline, "/" in name, name))
     for name in names:
-        cells = [f"{p[name]['mean']:.4g} [{p[name]['low']:.4g}, {p[name]['high']:.4g}]" for p in policies.values()]
-        table.add_row(name, *cells)
+        table.add_row(name, *(_cell(p[name]) for p in policies.values()))
     # A table cut to a narrow pipe helps nobody.
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)

@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swarm.commands import OVERRIDES_HELP, Formatter, add_trust, import_training, is_run, n_steps, positive, run
+from swarm.commands import (
+    OVERRIDES_HELP,
+    Formatter,
+    add_trust,
+    import_training,
+    is_run,
+    n_steps,
+    parse_seed,
+    positive,
+    run,
+)
 from swarm.errors import ConfigError, nearest
 from swarm.outputs import PICTURES, RECORDINGS, check_output
 
@@ -36,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--render", metavar="FILE", help="draw the episode: .gif, .mp4, or .png (six moments)")
     parser.add_argument("--record", metavar="FILE", help="write who was where at each step: .parquet, .csv, .mcap")
     parser.add_argument("--replay", metavar="FILE", help="simulate a .parquet recording again, and compare each bit")
-    parser.add_argument("--seed", type=int, default=0, help="of the map and the actions")
+    parser.add_argument("--seed", type=parse_seed, default=0, help="of the map and the actions")
     parser.add_argument("--steps", type=n_steps, help="stop earlier than the scenario's own end")
     parser.add_argument("--worlds", type=positive, default=1, help="play and record so many at once; draw the first")
     parser.add_argument(
@@ -160,7 +170,9 @@ class Tally:
         steps = f"{int(self._length.max())} steps{of_worlds}, {self._n_agent_steps:,} agent-steps"
         print(f"{steps} in {seconds:.1f} s with compilation")
         for name, values in self._metrics.items():
-            print(f"  {name:20} {float(values.mean()):.4g}")
+            # Where it is not defined, as a mean over nobody is, it does not count.
+            known = values[np.isfinite(values)]
+            print(f"  {name:20} {f'{float(known.mean()):.4g}' if known.size else '-'}")
         for line in explain(self._status, self._faults):
             print(f"warning: {line}")
 

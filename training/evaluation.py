@@ -138,9 +138,28 @@ def evaluate(
     return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
 
 
-def summarise(values: Float[np.ndarray, " e"]) -> dict[str, Any]:
-    """Mean and its 95 % bootstrap interval (percentile method), from a fixed seed."""
+def defined(values: Any) -> Float[np.ndarray, " e"]:
+    """Those that are numbers, and not NaN, infinite or None, as a mean over nobody is."""
     values = np.asarray(values, float)
+    return values[np.isfinite(values)]
+
+
+def mean_where_defined(values: Any) -> float | None:
+    """Mean of the values that are numbers; None if none is."""
+    values = defined(values)
+    return float(values.mean()) if values.size else None
+
+
+def plain(values: Float[np.ndarray, " e"]) -> list[float | None]:
+    """Values as JSON has them: None where one is not defined."""
+    return [float(x) if np.isfinite(x) else None for x in values]
+
+
+def summarise(values: Float[np.ndarray, " e"]) -> dict[str, Any]:
+    """Mean and its 95 % bootstrap interval (percentile method), from a fixed seed, over where a value is defined."""
+    values = defined(values)
+    if not values.size:
+        return {"mean": None, "low": None, "high": None}
     low, high = interval(values[:, None], np.mean)
     return {"mean": float(values.mean()), "low": float(low[0]), "high": float(high[0])}
 

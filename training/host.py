@@ -178,6 +178,10 @@ def _tally(sums: EpisodeSums, metrics: dict[str, Array], ended: Bool[np.ndarray,
     """Count the episodes that ended."""
     if not ended.any():
         return sums
-    count, totals = sums.count + np.float32(ended.sum()), {k: np.asarray(v)[ended].sum() for k, v in metrics.items()}
+    count = sums.count + np.float32(ended.sum())
+    values = {name: np.asarray(x)[ended] for name, x in metrics.items()}
+    known = {name: np.isfinite(x) for name, x in values.items()}
+    numbers = {name: sums.defined[name] + np.float32(x.sum()) for name, x in known.items()}
+    totals = {name: x.sum(where=known[name]) for name, x in values.items()}
     totals = {name: sums.metrics[name] + total for name, total in totals.items()}
-    return eqx.tree_at(lambda s: (s.count, s.metrics), sums, (count, totals))
+    return eqx.tree_at(lambda s: (s.count, s.metrics, s.defined), sums, (count, totals, numbers))

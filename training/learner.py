@@ -304,7 +304,9 @@ class AbstractLearner(eqx.Module):
         learned, metrics = self.learn(learned, experience)
         n_alive = jnp.sum(experience.rollout.mind >= 0, dtype=jnp.int32).astype(jnp.float32)
         learned = eqx.tree_at(lambda x: x.n_updates, learned, learned.n_updates + 1)
-        return learned, metrics | {"agent_steps": over_devices(n_alive)}
+        leaves = jax.tree.leaves(eqx.filter(learned.network, eqx.is_inexact_array))
+        finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves])
+        return learned, metrics | {"agent_steps": over_devices(n_alive), "parameters_finite": jnp.all(finite)}
 
     def groups(self, experience: Experience) -> Groups:
         """From entities to groups."""
@@ -507,5 +509,5 @@ def _mean_sum(mask: Bool[Array, "t b m"]) -> Float[Array, ""]:
 
 
 def _add_up(sums: EpisodeSums) -> EpisodeSums:
-    count, metrics = jax.tree.map(over_devices, (sums.count, sums.metrics))
-    return EpisodeSums(count, metrics, jax.lax.pmax(sums.status, AXIS))
+    count, metrics, defined = jax.tree.map(over_devices, (sums.count, sums.metrics, sums.defined))
+    return EpisodeSums(count, metrics, defined, jax.lax.pmax(sums.status, AXIS))

@@ -17,12 +17,13 @@ from swarm.errors import RunError
 from swarm.interrupts import stop_requested
 from swarm.status import explain
 from training.asynchronous import ActorError, Alternating, Asynchronous
-from training.evaluation import VALIDATION, evaluate
+from training.checkpoints import Checkpoints, DamagedError
+from training.evaluation import VALIDATION, evaluate, mean_where_defined, plain
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
 from training.processes import agreed, from_first, is_first, local
 from training.progress import Progress
-from training.runs import EVALUATIONS, TIMELINE, Checkpoints, RunFolder, finite
+from training.runs import EVALUATIONS, METRICS, TIMELINE, RunFolder
 from training.teams import Teams
 
 
@@ -48,16 +49,40 @@ class Run:
         self.seed, self.rows, self.score = seed, [], -np.inf
         self._warned: set[str] = set()
 
-    def resume(self) -> None:
-        """Take up the last checkpoint, which carries the whole state, so that the run goes on bit for bit."""
-        restored = self.checkpoints.restore(self.checkpoints.latest(), **_parts(self.learned, self.actors))
+    def resume(self, update: int | None = None) -> None:
+        """Take up the checkpoint after an update, or the last.
+
+        It carries the whole state, so that the run goes on bit for bit. What lies after it is set aside, and will be
+        done again.
+
+        Raises:
+            RunError: there is none, it is damaged, or it does not fit.
+        """
+        update = self.checkpoints.at(update)
+        try:
+            restored = self.checkpoints.restore(update, **_parts(self.learned, self.actors))
+        except DamagedError as error:
+            raise RunError(f"{error}; {self.checkpoints.remedy(update)}") from None
         learned = eqx.tree_at(
             lambda x: x.network, restored["learner"], restored["network"], is_leaf=lambda x: x is None
         )
         self.learned, self.actors = self.learner.place(learned, restored["actors"])
-        self.rows = self.folder.forget_after(int(self.learned.n_updates))
-        scores = [self._score(row) for row in self.folder.forget_after(int(self.learned.n_updates), EVALUATIONS)]
-        self.score = max(scores, default=-np.inf)
+        later = self._set_aside(self.checkpoints)
+        self.rows = self.folder.forget_after(self.done, METRICS, keep=later)
+        rows = self.folder.forget_after(self.done, EVALUATIONS, keep=later)
+        scores = {row["update"]: self._score(row) for row in rows}
+        self._set_aside(self.best)
+        if not self.best.steps() and scores and self.done == max(scores, key=lambda update: scores[update]):
+            self.best.save(self.done, network=self.learned.network)
+        # Networks that are no longer there count for nothing.
+        self.score = max((scores.get(step, -np.inf) for step in self.best.steps()), default=-np.inf)
+
+    def _set_aside(self, checkpoints: Checkpoints) -> bool:
+        """Whether there were any after the update that the run goes on from."""
+        later = [step for step in checkpoints.steps() if step > self.done]
+        from_first(lambda: [str(self.folder.set_aside(checkpoints.path / str(step))) for step in later])
+        checkpoints.reload()
+        return bool(later)
 
     def warm_start(self, change: Callable[[Minds], tuple[Minds, list[str]]]) -> list[str]:
         """Start from other networks; returns the names of arrays that stayed as they were."""
@@ -85,7 +110,7 @@ class Run:
         """Play episodes on maps of their own, and keep the networks if they never did better."""
         values = from_first(self._play)
         row = {"update": self.done, "steps": self.done * self.learner.config.steps_per_update, "seconds": seconds}
-        means = row | {f"evaluation/{name}": float(np.asarray(x, np.float32).mean()) for name, x in values.items()}
+        means = row | {f"evaluation/{name}": mean_where_defined(x) for name, x in values.items()}
         row |= {"metrics": values}
         # The networks first: after a crash in between, the run comes by here again.
         if self._score(row) > self.score:
@@ -94,16 +119,17 @@ class Run:
         self.folder.append(row, EVALUATIONS)
         _write(writer, means, "evaluation")
 
-    def _play(self) -> dict[str, list[float]]:
+    def _play(self) -> dict[str, list[float | None]]:
         learner = self.learner
         teams = Teams(learner.of_team, learner.opponents)
         policy = teams.policy(local(self.learned.network), learner.simulator.rules)
         n_episodes = learner.config.evaluation_episodes
         episodes = evaluate(learner.simulator, policy, seed=self.seed, n_episodes=n_episodes, stream=VALIDATION)
-        return {name: [float(v) for v in x] for name, x in episodes.items()}
+        return {name: plain(x) for name, x in episodes.items()}
 
     def _score(self, row: dict[str, Any]) -> float:
-        return float(np.mean(row["metrics"][self.learner.simulator.rules.headline]))
+        mean = mean_where_defined(row["metrics"].get(self.learner.simulator.rules.headline, []))
+        return -np.inf if mean is None else mean
 
     def settle(self, writer: SummaryWriter, seconds: float, *, ends: bool) -> None:
         """Evaluate and save where it is due after an update, or because training ends with it."""
@@ -156,8 +182,7 @@ def train(runs: Sequence[Run]) -> None:
                 raise RunError(_saved(error, done)) from error
             rows = [_row(metrics, done + 1, config.steps_per_update) for _, _, metrics in updated]
             for run, row in zip(runs, rows, strict=True):
-                if not finite(row):
-                    raise RunError(_diverged(run, done + 1, row))
+                _check_finite(run, done + 1, row)
             done += 1
             seconds = round(before + time.perf_counter() - start, 3)
             for run, writer, row, (learned, actors, metrics) in zip(runs, writers, rows, updated, strict=True):
@@ -197,19 +222,24 @@ def _parts(learned: Learned, actors: PyTree) -> dict[str, PyTree]:
 
 
 def _row(metrics: dict[str, Any], update: int, steps_per_update: int) -> dict[str, Any]:
-    """One line of metrics: plain numbers, of the episodes their means (absent where none ended)."""
+    """One line of metrics: plain numbers; of the episodes the means over those where a metric is defined.
+
+    They are absent where no episode ended, and None where a metric was defined in none.
+    """
     metrics = jax.device_get(metrics)
     episode = metrics.pop("episode")
     row = {"update": update, "steps": update * steps_per_update, "episodes": int(episode.count)}
     row |= {name: float(value) for name, value in metrics.items()}
     if episode.count:
-        row |= {f"episode/{name}": float(total / episode.count) for name, total in episode.metrics.items()}
+        numbers = {name: float(n) for name, n in episode.defined.items()}
+        means = {name: float(x) / numbers[name] if numbers[name] else None for name, x in episode.metrics.items()}
+        row |= {f"episode/{name}": mean for name, mean in means.items()}
     return row
 
 
 def _write(writer: SummaryWriter, row: dict[str, Any], group: str) -> None:
     for name, value in row.items():
-        if name not in ("update", "steps"):
+        if name not in ("update", "steps") and value is not None:
             writer.add_scalar(name if "/" in name else f"{group}/{name}", value, row["steps"])
 
 
@@ -217,10 +247,23 @@ def _saved(error: Exception, done: int) -> str:
     return f"{error}; saved after {done} updates, from where --resume goes on"
 
 
-def _diverged(run: Run, update: int, row: dict[str, Any]) -> str:
-    name = next(k for k, v in row.items() if not np.isfinite(v))
+def _check_finite(run: Run, update: int, row: dict[str, Any]) -> None:
+    """Judge by losses, gradient and parameters; what episodes measure may be undefined.
+
+    Raises:
+        RunError: the learner has diverged.
+    """
+    finite = bool(row.pop("parameters_finite", True))
+    bad = [name for name, x in row.items() if _is_judged(name) and not np.isfinite(x)]
+    if finite and not bad:
+        return
+    what = f"{bad[0]} is {row[bad[0]]}" if bad else "a parameter is NaN or infinite"
     try:
         good = f"the last good checkpoint is {run.checkpoints.path / str(run.checkpoints.latest())}"
     except RunError:
         good = "there was no checkpoint yet"
-    return f"update {update}: {name} is {row[name]}; {good}; lower training.learning_rate or training.reward_scale"
+    raise RunError(f"update {update}: {what}; {good}; lower training.learning_rate or training.reward_scale")
+
+
+def _is_judged(name: str) -> bool:
+    return name.endswith("loss") or name in ("grad_norm", "entropy", "kl", "imitation")

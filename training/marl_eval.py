@@ -1,9 +1,11 @@
 """Runs as the JSON that the tool marl-eval reads (Gorsane et al. 2022): environment, task, algorithm, seed, steps."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from swarm import strict_json
+from swarm.errors import RunError
+from training.evaluation import defined
 from training.runs import EVALUATIONS, RunFolder
 
 # Names of marl-eval may hold no commas, and a metric of ours may hold slashes.
@@ -23,10 +25,18 @@ def marl_eval(folders: Sequence[RunFolder], labels: Sequence[str]) -> dict[str, 
         task = table.setdefault("swarm", {}).setdefault(identity["scenario"].translate(_REPLACED), {})
         seed = task.setdefault(label.translate(_REPLACED), {}).setdefault(f"seed_{identity['seed']}", {})
         for number, row in enumerate(folder.metrics(EVALUATIONS)):
-            metrics = {name.translate(_REPLACED): values for name, values in row["metrics"].items()}
+            metrics = _named(row["metrics"])
             seed[f"step_{number}"] = {"step_count": row["steps"], "elapsed_time": row["seconds"], **metrics}
         absolute = folder.path / "absolute_values.json"
         if absolute.is_file():
-            values = json.loads(absolute.read_text("utf-8"))
-            seed["absolute_metrics"] = {name.translate(_REPLACED): x for name, x in values.items()}
+            try:
+                seed["absolute_metrics"] = _named(strict_json.loads(absolute.read_text("utf-8")))
+            except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
+                raise RunError(f"{absolute}: damaged: {error}; run swarm.evaluate --absolute again") from None
     return table
+
+
+def _named(metrics: dict[str, list[float | None]]) -> dict[str, list[float]]:
+    """Values by names that marl-eval takes; it knows no values that are not defined."""
+    known = {name.translate(_REPLACED): defined(values).tolist() for name, values in metrics.items()}
+    return {name: values for name, values in known.items() if values}

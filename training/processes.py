@@ -188,7 +188,7 @@ def _connect(coordinator: str | None, n_processes: int | None, process_id: int |
     except (RuntimeError, ValueError) as error:
         will.revoke()
         raise ConfigError(
-            f"--coordinator {where}: {_first_line(error)}; is the port free on the host of process 0? With a launcher "
+            f"--coordinator {where}: {first_line(error)}; is the port free on the host of process 0? With a launcher "
             "that jax does not know give --num-processes and --process-id, too"
         ) from None
     return will
@@ -211,10 +211,11 @@ def _explained(error: Exception, remedy: str) -> str:
     if isinstance(error, SwarmError):
         return str(error)
     if any(word in str(error) for word in _OTHERS):
-        return f"{_who()} lost another one, whose own messages may say why ({_first_line(error)}); {remedy}"
+        return f"{_who()} lost another one, whose own messages may say why ({first_line(error)}); {remedy}"
     traceback.print_exception(error)
-    return f"{_who()} failed: {_first_line(error)}; {remedy}"
+    return f"{_who()} failed: {first_line(error)}; {remedy}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, not too long."""
     return next(iter(str(error).splitlines()), repr(error))[:200]

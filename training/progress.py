@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from training.config import TrainingConfig
+from training.evaluation import mean_where_defined
 
 _SHOWN = (
     ("return", "episode/return", "{:.1f}"),
@@ -58,12 +59,12 @@ class Progress:
     def update(self, rows: Sequence[dict[str, Any]]) -> None:
         """Show an update: means over the seeds."""
         now = time.perf_counter()
-        row = {key: sum(row.get(key, value) for row in rows) / len(rows) for key, value in rows[0].items()}
+        row: dict[str, Any] = {key: mean_where_defined([row[key] for row in rows if key in row]) for key in rows[0]}
         row |= {"update": rows[0]["update"], "steps": rows[0]["steps"]}
         self._agent_steps += sum(row["agent_steps"] for row in rows)
         self._marks.append((now, self._agent_steps))
-        self._done = row["update"]
-        self._episode |= {k: v for k, v in row.items() if k.startswith("episode/")}
+        self._done = rows[0]["update"]
+        self._episode |= {k: v for k, v in row.items() if k.startswith("episode/") and v is not None}
         row = row | self._episode
         if self._live:
             self._live.update(self._table(row))
@@ -88,6 +89,7 @@ class Progress:
             ("agent-steps/s", f"{rate:,.0f}" if rate else "-"),
             ("left", f"{left // 60:.0f}:{left % 60:02.0f}" if rate else "-"),
         ]
+        row = {key: value for key, value in row.items() if value is not None}
         cells += [(name, form.format(row[key])) for name, key, form in _SHOWN if key in row]
         known = {key for _, key, _ in _SHOWN}
         cells += [(k[8:], f"{v:.4g}") for k, v in row.items() if k.startswith("episode/") and k not in known]

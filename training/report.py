@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.evaluation import interquartile_mean, interval
+from training.evaluation import interquartile_mean, interval, mean_where_defined
 from training.runs import EVALUATIONS, RunFolder
 
 
@@ -14,7 +14,8 @@ def plot_curve(rows: list[dict[str, Any]], keys: Sequence[str], path: Path) -> N
     """Plot episode metrics over steps, smoothed over a twentieth of the run, one panel for each key."""
     figure, panels = _panels(len(keys))
     for axes, key in zip(panels, keys, strict=True):
-        points = [(r["steps"], r[f"episode/{key}"], r["episodes"]) for r in rows if f"episode/{key}" in r]
+        found = [(r["steps"], r.get(f"episode/{key}"), r.get("episodes", 1)) for r in rows]
+        points = [point for point in found if point[1] is not None]
         if points:
             steps, values, weights = np.asarray(points, float).T
             width = max(1, len(steps) // 20)
@@ -35,6 +36,8 @@ def plot_bars(results: Mapping[str, Any], keys: Sequence[str], path: Path) -> No
     for axes, key in zip(panels, keys, strict=True):
         for number, (name, metrics) in enumerate(results["policies"].items()):
             m = metrics[key]
+            if m["mean"] is None:
+                continue
             error = [[m["mean"] - m["low"]], [m["high"] - m["mean"]]]
             axes.bar(number, m["mean"], yerr=error, capsize=4, label=name, color=f"C{number}")
         axes.set(xticks=range(len(results["policies"])), xticklabels=list(results["policies"]), title=key)
@@ -46,12 +49,14 @@ class Curve(NamedTuple):
     """A metric over steps for several seeds of one kind of run.
 
     Attributes:
-        steps: world steps of each evaluation; [m].
-        values: means over the episodes of each evaluation; [seeds, m].
+        steps: world steps of each evaluation that all seeds have made; [m].
+        values: means over its episodes; [seeds, m].
+        ends: steps of the last evaluation of each seed; [seeds].
     """
 
     steps: np.ndarray
     values: np.ndarray
+    ends: np.ndarray
 
     def middle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Interquartile mean over the seeds, and its 95 % bootstrap interval."""
@@ -59,10 +64,14 @@ class Curve(NamedTuple):
 
 
 def curve_of(folders: Sequence[RunFolder], metric: str) -> Curve:
-    """The evaluations that all of some runs have made."""
-    rows = [{r["steps"]: np.mean(r["metrics"][metric]) for r in f.metrics(EVALUATIONS)} for f in folders]
-    steps = sorted(set.intersection(*(set(row) for row in rows)))
-    return Curve(np.asarray(steps), np.asarray([[row[s] for s in steps] for row in rows]))
+    """The evaluations that all of some runs have made, where the metric is defined in all."""
+    means = [
+        {r["steps"]: mean_where_defined(r["metrics"].get(metric, [])) for r in f.metrics(EVALUATIONS)} for f in folders
+    ]
+    known = [{step for step, mean in row.items() if mean is not None} for row in means]
+    steps = sorted(set.intersection(*known))
+    values = np.asarray([[row[s] for s in steps] for row in means], float)
+    return Curve(np.asarray(steps), values, np.asarray([max(row) for row in means]))
 
 
 def plot_curves(curves: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
@@ -70,12 +79,15 @@ def plot_curves(curves: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     figure, panels = _panels(len(curves))
     for axes, (metric, lines) in zip(panels, curves.items(), strict=True):
         for number, (label, curve) in enumerate(lines.items()):
+            if not curve.steps.size:
+                continue
             middle, low, high = curve.middle()
             axes.plot(curve.steps, middle, color=f"C{number}", label=f"{label} ({len(curve.values)})")
             axes.fill_between(curve.steps, low, high, color=f"C{number}", alpha=0.2, lw=0)
         axes.set(xlabel="world steps", title=metric)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        if axes.lines:
+            axes.legend(fontsize=7)
     figure.savefig(path)
 
 

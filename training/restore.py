@@ -8,16 +8,17 @@ from jax.sharding import Mesh
 
 from swarm.errors import RunError
 from swarm.simulator import Simulator
+from training.checkpoints import Checkpoints, DamagedError
 from training.config import TrainingConfig, load_training
 from training.credit import GroupBy
 from training.mppo import MPPO
 from training.networks import Minds
 from training.policy import NetworkPolicy
 from training.reductions import AXIS
-from training.runs import Checkpoints, RunFolder
+from training.runs import RunFolder
 
 
-def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False) -> Minds:
+def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False, update: int | None = None) -> Minds:
     """Return the networks of a run's last checkpoint, or of its best.
 
     Args:
@@ -25,9 +26,10 @@ def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False
         simulator: where they shall act; its observation and actions must be of the same sizes. Teams that the run did
             not know, or did not learn for, get its first network.
         best: the checkpoint of the highest score instead of the last.
+        update: the checkpoint after so many updates; None: the last.
 
     Raises:
-        RunError: there is no checkpoint, or it does not fit.
+        RunError: there is no such checkpoint, it is damaged, or it does not fit.
     """
     scenario = folder.scenario()
     config = load_training(scenario)
@@ -36,8 +38,12 @@ def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False
     learner = MPPO(simulator, GroupBy(None, None), None, None, tuple(range(n_networks)), config, mesh)
     fresh = learner.init_learned(seed=0)
     checkpoints = Checkpoints.best(folder) if best else Checkpoints(folder, config.keep_checkpoints)
+    update = checkpoints.at(update)
     # Only the networks are read: the worlds of the run may have other capacities.
-    restored = checkpoints.restore(checkpoints.latest(), network=fresh.network)
+    try:
+        restored = checkpoints.restore(update, network=fresh.network)
+    except DamagedError as error:
+        raise RunError(f"{error}; {checkpoints.remedy(update)}") from None
     n_teams = simulator.rules.n_teams
     known = [max(of_team[team], 0) if team < len(of_team) else 0 for team in range(n_teams)]
     # On no device in particular, so that they act wherever the worlds are.
@@ -62,11 +68,21 @@ def _networks(folder: RunFolder, config: TrainingConfig) -> tuple[int, list[int]
     return n_networks, of_team
 
 
+def networks_at(folder: RunFolder, *, best: bool = False, update: int | None = None) -> int:
+    """The update after which the networks are that `restore_minds` returns; errors as there."""
+    return (Checkpoints.best(folder) if best else Checkpoints(folder, 1)).at(update)
+
+
 def frozen_policy(
-    folder: RunFolder, simulator: Simulator, *, deterministic: bool = False, best: bool = False
+    folder: RunFolder,
+    simulator: Simulator,
+    *,
+    deterministic: bool = False,
+    best: bool = False,
+    update: int | None = None,
 ) -> NetworkPolicy:
     """Return the policy of a run, for all teams of a simulator; arguments and errors as for `restore_minds`."""
-    minds = restore_minds(folder, simulator, best=best)
+    minds = restore_minds(folder, simulator, best=best, update=update)
     return NetworkPolicy.of(minds, simulator.rules, deterministic=deterministic)
 
 

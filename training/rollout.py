@@ -99,10 +99,18 @@ class Last(eqx.Module):
 
 
 class EpisodeSums(eqx.Module):
-    """Sums over the episodes that ended: their number, their metrics, and the status bits they left."""
+    """Sums over the episodes that ended.
+
+    Attributes:
+        count: their number.
+        metrics: of each the sum over the episodes where it is defined.
+        defined: of each the number of those.
+        status: the bits that they left.
+    """
 
     count: Float[Array, ""]
     metrics: dict[str, Float[Array, ""]]
+    defined: dict[str, Float[Array, ""]]
     status: Int[Array, " bits"]
 
 
@@ -233,7 +241,12 @@ def no_episodes(stage: Stage, actors: Actors) -> EpisodeSums:
     metrics = jax.eval_shape(stage.simulator.metrics, jax.tree.map(lambda x: x[0], actors.world))
     returns = jax.eval_shape(stage.returns, actors.episode_return[0])
     zeros = {name: jnp.zeros(()) for name in (*metrics, *returns)}
-    return EpisodeSums(jnp.zeros(()), zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
+    return EpisodeSums(jnp.zeros(()), zeros, zeros, jnp.zeros(N_STATUS_BITS, jnp.int32))
+
+
+def defined_part(metric: Array) -> Array:
+    """A metric where it is a number, and 0 where it is none, as a mean over nobody."""
+    return jnp.where(jnp.isfinite(metric), metric, 0)
 
 
 def last(stage: Stage, actors: Actors) -> Last:
@@ -380,9 +393,11 @@ def _tally(
 ) -> EpisodeSums:
     """Add the episodes that ended, in an order that does not depend on how many were restarted at once."""
     bits = jnp.where(ended[:, None], jax.vmap(_status_bits)(status), 0)
+    told = {name: jnp.where(ended, metric, jnp.nan) for name, metric in metrics.items()}
     return EpisodeSums(
         sums.count + jnp.sum(ended, dtype=jnp.float32),
-        {name: total + jnp.sum(jnp.where(ended, metrics[name], 0.0)) for name, total in sums.metrics.items()},
+        {name: total + jnp.sum(defined_part(told[name])) for name, total in sums.metrics.items()},
+        {name: number + jnp.sum(jnp.isfinite(told[name])) for name, number in sums.defined.items()},
         jnp.maximum(sums.status, jnp.max(bits, axis=0)),
     )
 

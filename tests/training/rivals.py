@@ -76,3 +76,14 @@ class Rivals(AbstractRules):
 
     def draw(self, axes, world):
         axes.plot(world.entities.team)
+
+
+class Absent(Rivals):
+    """Metrics that are not defined in every episode, as a mean over nobody is not."""
+
+    success = "takers"
+    headline = "takers"
+
+    def metrics(self, world):
+        taking = world.fields
+        return {"taking": taking, "takers": jnp.where(taking > 0.5, taking, jnp.nan), "nobody": taking / 0.0 * 0.0}
