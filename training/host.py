@@ -17,7 +17,18 @@ from swarm.adapters.workers import Steps, Workers
 from swarm.scenario import TimeStep, World
 from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
 from training.networks import Memory
-from training.rollout import Actors, EpisodeSums, Experience, Rollout, Stage, decide, last, no_episodes, outcome
+from training.rollout import (
+    Actors,
+    EpisodeSums,
+    Experience,
+    Rollout,
+    Stage,
+    decide,
+    last,
+    no_episodes,
+    outcome,
+    start_others,
+)
 
 
 class HostCollector:
@@ -100,8 +111,8 @@ def _start(stage: Stage, actors: Actors, steps: Steps) -> Actors:
     """Begin an episode in every world."""
     world, timestep = jax.vmap(lambda s: begin(stage.simulator, s))(steps)
     memory = _nothing(stage, actors)
-    parts = lambda a: (a.world, a.timestep, a.memory, a.episode_return)  # noqa: E731
-    return eqx.tree_at(parts, actors, (world, timestep, memory, jnp.zeros_like(actors.episode_return)))
+    no_return = jnp.zeros_like(actors.episode_return)
+    return Actors(world, timestep, actors.index, actors.n_episodes, no_return, memory, _strangers(stage, actors))
 
 
 @eqx.filter_jit
@@ -130,9 +141,10 @@ def _take_in(
     metrics = jax.vmap(stage.simulator.metrics)(final) | {"return": episode_return}
     begun, first = jax.vmap(lambda s: begin(stage.simulator, s))(steps)
     observation = jax.vmap(stage.simulator.rules.observe)(following)
-    went_on = following, observation, actors.n_episodes, episode_return, memory
-    anew = begun, first.observation, actors.n_episodes + 1, jnp.zeros_like(episode_return), _nothing(stage, actors)
-    world, observation, n_episodes, episode_return, memory = select(ended, anew, went_on)
+    went_on = following, observation, actors.n_episodes, episode_return, memory, others
+    nobody = _nothing(stage, actors), _strangers(stage, actors)
+    anew = begun, first.observation, actors.n_episodes + 1, jnp.zeros_like(episode_return), *nobody
+    world, observation, n_episodes, episode_return, memory, others = select(ended, anew, went_on)
     timestep = eqx.tree_at(lambda t: t.observation, timestep, observation)
     actors = Actors(world, timestep, actors.index, n_episodes, episode_return, memory, others)
     return actors, outcome(row, reward, jnp.where(lives[..., None], value, 0.0), lives, ended), metrics
@@ -146,7 +158,9 @@ def _bootstrap(
     members, mind = jax.vmap(stage.members)(final, observation.alive)
     going_on, _ = jax.vmap(stage.members)(following, following.entities.alive & ~timestep.ended[:, None])
     cut = jax.vmap(lambda m, mask: m.any(mask & (m.index >= 0)))(members, timestep.truncated)
-    lives = cut & ~jax.vmap(lambda m: m.any(m.index >= 0))(going_on)
+    # Another life in the slot of who was cut off does not carry the trajectory on.
+    same = going_on.identity == members.identity
+    lives = cut & ~(jax.vmap(lambda m: m.any(m.index >= 0))(going_on) & same)
 
     def value() -> Array:
         fresh = memory.uid != final.entities.uid
@@ -160,6 +174,11 @@ def _nothing(stage: Stage, actors: Actors) -> Memory:
     """The memory of worlds in which nobody remembers anything."""
     n = actors.memory.uid.shape[1]
     return jax.vmap(lambda _: Memory.empty(n, stage.minds.width))(actors.index)
+
+
+def _strangers(stage: Stage, actors: Actors) -> PyTree:
+    """The memory of those that do not learn, before an episode."""
+    return jax.vmap(lambda _: start_others(stage, actors.memory.uid.shape[1]))(actors.index)
 
 
 _last = eqx.filter_jit(last)

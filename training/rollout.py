@@ -164,11 +164,12 @@ def start(stage: Stage, key: Key[Array, ""], index: Int[Array, " b"]) -> Actors:
     world, timestep = jax.vmap(stage.simulator.reset)(jax.vmap(lambda i: reset_key(key, i, jnp.int32(0)))(index))
     n = world.entities.alive.shape[1]
     memory = jax.vmap(lambda _: Memory.empty(n, stage.minds.width))(index)
-    others = jax.vmap(lambda _: _start_others(stage, n))(index)
+    others = jax.vmap(lambda _: start_others(stage, n))(index)
     return Actors(world, timestep, index, zero + 1, zero.astype(jnp.float32), memory, others)
 
 
-def _start_others(stage: Stage, n_slots: int) -> PyTree:
+def start_others(stage: Stage, n_slots: int) -> PyTree:
+    """What policies that do not learn remember before an episode."""
     return tuple(None if policy is None else policy.start(n_slots) for policy in (stage.opponents, stage.teacher))
 
 
@@ -359,7 +360,7 @@ def _restart(stage: Stage, reset_base: Key[Array, ""], actors: Actors, i: Int[Ar
 
     fresh, timestep = stage.simulator.reset(reset_key(reset_base, actors.index[i], actors.n_episodes[i]))
     n = fresh.entities.n_slots
-    others = _start_others(stage, n)
+    others = start_others(stage, n)
     memory = Memory.empty(n, stage.minds.width)
     new = (fresh, timestep.observation, actors.n_episodes[i] + 1, jnp.float32(0), memory, others)
     replaced = jax.tree.map(lambda old, x: old.at[i].set(x), parts(actors), new)

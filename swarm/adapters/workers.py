@@ -51,14 +51,14 @@ class Steps(NamedTuple):
     """What a step led to; of many worlds with a leading axis b. Where an episode ended the next one has begun.
 
     Attributes:
-        own: features after the step, also of those whose life ended in it.
+        own: features after the step of those that act next or were cut off in it.
         reward: of those that acted.
         terminated: whose life ended in the step.
         truncated: who was cut off in the step alive.
         ended: whether the episode did.
         next_own: features to act on.
         next_mask: legal actions.
-        next_alive: who acts.
+        next_alive: who acts; whoever did not act in the step, or whose life ended in it, begins another life.
     """
 
     own: np.ndarray  # [n, o]
@@ -106,15 +106,17 @@ class HostWorld:
         observations, rewards, terminations, truncations, infos = self._environment.step(actions)
         self._n_steps += 1
         left = set(self._environment.agents)
-        acted = np.asarray([agent in acting for agent in agents])
-        terminated = np.asarray([bool(terminations.get(agent, agent not in left)) for agent in agents]) & acted
-        truncated = np.asarray([bool(truncations.get(agent, False)) for agent in agents]) & acted & ~terminated
-        going_on = np.asarray([agent in left for agent in agents]) & ~terminated & ~truncated
+        acted, listed = (np.asarray([agent in some for agent in agents]) for some in (acting, left))
+        truncated = acted & np.asarray([bool(truncations.get(agent, False)) for agent in agents])
+        # Who is not listed any more is gone, whatever was said of it.
+        terminated = acted & np.asarray([bool(terminations.get(agent, False)) for agent in agents])
+        terminated |= acted & ~listed & ~truncated
+        truncated &= ~terminated
+        # Who stays listed after its end begins another life, unless nobody goes on: then the episode is over.
+        going_on = listed if (listed & ~terminated & ~truncated).any() else np.zeros_like(listed)
         if self._n_steps >= self._task.max_steps:
-            truncated, going_on = truncated | (going_on & acted), np.zeros_like(going_on)
-        reward = np.asarray([float(rewards.get(agent, 0.0)) for agent in agents], np.float32)
-        if not np.isfinite(reward).all():
-            raise HostError(f"reward of {agents[int(np.argmin(np.isfinite(reward)))]} is NaN or infinite")
+            truncated, going_on = truncated | (going_on & acted & ~terminated), np.zeros_like(going_on)
+        reward = np.asarray([_number(agent, rewards.get(agent, 0.0)) for agent in agents], np.float32)
         shown = set(self._present(going_on | truncated)) | (left - set(agents))
         own, mask, _ = self._rows(observations, infos, shown)
         ended = not going_on.any()
@@ -148,6 +150,16 @@ class HostWorld:
             mask[slot] = self._convert.mask(agent, observations[agent], infos.get(agent))
             alive[slot] = True
         return own, mask, alive
+
+
+def _number(agent: Any, reward: Any) -> float:
+    """A reward, which may stand in an array of one."""
+    with np.errstate(over="ignore"):
+        value = np.asarray(reward, np.float32)
+    if value.size != 1 or not np.isfinite(value).all():
+        what = f"has shape {list(value.shape)}" if value.size != 1 else "is NaN or infinite, in float32"
+        raise HostError(f"reward of {agent} {what}")
+    return float(value.item())
 
 
 def _serve(pipe: Connection, task: Task, entropy: Sequence[int], worlds: Sequence[tuple[int, int]]) -> None:

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 
+import equinox as eqx
 import hosts
 import numpy as np
 import pytest
 
 import swarm
 from swarm.adapters.environments import HostError, make_environment
+from swarm.adapters.host import advance, begin
 from swarm.adapters.layout import Converter, Layout
 from swarm.adapters.workers import HostWorld, Stopped, Task, Workers
 from swarm.config import load
@@ -96,6 +98,31 @@ def test_agents_come_and_end_each_in_its_way():
     # The last observation is of the old episode, the next of the new one.
     np.testing.assert_array_equal(steps[5].own[2], np.eye(8)[5])
     np.testing.assert_array_equal(steps[5].next_own[0, :2], [0, 0])
+
+
+@pytest.mark.parametrize("stays", ["", "terminated", "truncated"])
+def test_whoever_is_listed_acts_and_whoever_comes_back_begins_anew(stays, tmp_path):
+    world = HostWorld(task("Returns", stays=stays), (0,), 0, 0)
+    # The environment asserts that exactly those listed act.
+    rows = [world.reset(), *(world.step(np.zeros((2, 1), np.int32)) for _ in range(6))]
+    assert [bool(r.ended) for r in rows] == [False] * 6 + [True]
+    assert [bool(r.next_alive[0]) for r in rows] == [True, True, bool(stays), True, True, True, True]
+    ends = [(bool(r.terminated[0]), bool(r.truncated[0])) for r in rows]
+    assert ends[2] == (stays != "truncated", stays == "truncated")
+    assert sum(t or c for t, c in ends) == 2
+
+    simulator = swarm.make(write(tmp_path, f'environment = "hosts:Returns"\noptions.stays = "{stays}"'))
+    scene, _ = eqx.filter_jit(begin)(simulator, rows[0])
+    uids = [np.asarray(scene.entities.uid).tolist()]
+    for row in rows[1:-1]:
+        final, scene, timestep = eqx.filter_jit(advance)(simulator, scene, row)
+        uids.append(np.asarray(scene.entities.uid).tolist())
+        if row is rows[2]:
+            # Who is cut off is still who it was, as far as the value of its last observation goes.
+            assert int(final.entities.uid[0]) == (0 if stays != "terminated" else 2)
+            assert bool(timestep.terminated[0]) != bool(timestep.truncated[0])
+    first = [[0, 1], [0, 1]]
+    assert uids == [*first, [2, 1] if stays else [0, 1], *[[2, 1]] * 3]
 
 
 def test_a_gymnasium_episode_is_truncated_or_terminated_as_it_says():
