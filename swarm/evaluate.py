@@ -60,6 +60,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     from swarm.config import load, parse_overrides
     from training.build import build_teams
     from training.config import load_training
+    from training.failures import kept
     from training.report import plot_bars
     from training.restore import frozen_policy
 
@@ -78,7 +79,8 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     n_episodes = 10 * own.evaluation_episodes if arguments.absolute else arguments.episodes
     trained, scripted = (teams.with_opponents(p) for p in (policy, simulator.rules.scripted_policy()))
     policies = {"trained": trained, name_of(simulator.rules): scripted}
-    results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
+    with kept(folder):
+        results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     name = "absolute" if arguments.absolute else "evaluation"
     _write(folder.path / f"{name}.json", results | {"scenario": scenario.source, "overrides": overrides})
     if arguments.absolute:

@@ -171,6 +171,7 @@ def _finish(run: "Run", n_episodes: int) -> None:
     from swarm.evaluate import compare, name_of, print_comparison
     from swarm.render import render
     from training.evaluation import episode_keys
+    from training.failures import kept
     from training.processes import local
     from training.report import plot_curve
     from training.teams import Teams
@@ -181,7 +182,8 @@ def _finish(run: "Run", n_episodes: int) -> None:
     print(f"evaluating {n_episodes} episodes on maps that training never saw ...", flush=True)
     scripted = teams.with_opponents(simulator.rules.scripted_policy())
     policies = {"trained": policy, name_of(simulator.rules): scripted}
-    results, _ = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
+    with kept(folder):
+        results, _ = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2), "utf-8")
     print_comparison(results, simulator.rules)
     curve, video = folder.path / "curve.png", folder.path / "video.mp4"

@@ -18,6 +18,7 @@ from swarm.interrupts import stop_requested
 from swarm.status import explain
 from training.asynchronous import ActorError, Alternating, Asynchronous
 from training.evaluation import VALIDATION, evaluate
+from training.failures import told
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
 from training.processes import agreed, from_first, is_first, local
@@ -113,7 +114,7 @@ class Run:
                 self.evaluate(writer, seconds)
             except HostError as error:
                 self.save()
-                raise RunError(_saved(error, self.done)) from error
+                raise RunError(_saved(told(error, self.folder), self.done)) from error
         if ends or self.done % config.checkpoint_every == 0:
             self.save()
 
@@ -153,7 +154,7 @@ def train(runs: Sequence[Run]) -> None:
                 updated = _update(runs)
             except ActorError as error:
                 runs[0].save()
-                raise RunError(_saved(error, done)) from error
+                raise RunError(_saved(told(error, runs[0].folder), done)) from error
             rows = [_row(metrics, done + 1, config.steps_per_update) for _, _, metrics in updated]
             for run, row in zip(runs, rows, strict=True):
                 if not finite(row):
@@ -213,7 +214,7 @@ def _write(writer: SummaryWriter, row: dict[str, Any], group: str) -> None:
             writer.add_scalar(name if "/" in name else f"{group}/{name}", value, row["steps"])
 
 
-def _saved(error: Exception, done: int) -> str:
+def _saved(error: str, done: int) -> str:
     return f"{error}; saved after {done} updates, from where --resume goes on"
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from swarm.adapters.environments import make_environment
 from swarm.adapters.layout import Layout
-from swarm.adapters.workers import Steps, Task
+from swarm.adapters.workers import Steps, Task, refuse_inside
 from swarm.config import ScenarioConfig, Table
 from swarm.entities import Entities
 from swarm.errors import ConfigError
@@ -98,6 +98,7 @@ class HostRules(AbstractRules):
     @classmethod
     def from_config(cls, config: HostConfig) -> "HostRules":
         """Make the environment once, to read its spaces."""
+        refuse_inside()
         try:
             environment = make_environment(config.environment, config.options)
             layout = Layout.of(environment)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -189,6 +190,77 @@ def test_a_failure_is_one_line_and_leaves_nobody_behind(how, said):
     workers.close()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     assert not [p for p in multiprocessing.active_children() if p.name.startswith("environments-")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, r"ValueError: xxx.* \.\.\. xxx.* \(5,000,012 characters\) \(.*hosts.py:\d+\)"),
+        ({"mute": True}, "Unspeakable"),
+    ],
+)
+def test_an_error_of_many_words_or_none_is_a_line_and_its_trace(options, said):
+    workers = Workers(task("Talker", **options), (0,), [(0, 0)])
+    workers.reset()
+    workers.step(np.zeros((1, 1, 1), np.int32))
+    with pytest.raises(HostError, match=said) as error:
+        workers.step(np.zeros((1, 1, 1), np.int32))
+    workers.close()
+    assert len(str(error.value)) < 1000
+    assert "in step\n" in error.value.details
+    assert len(error.value.details) > (0 if options else 5_000_000)
+
+
+SCRIPT = """
+import gymnasium, numpy as np
+from swarm.adapters.environments import HostError, make_environment
+from swarm.adapters.layout import Layout
+from swarm.adapters.workers import Task, Workers
+import swarm
+
+print("imported as", __name__, flush=True)
+
+class Mine(gymnasium.Env):
+    observation_space = gymnasium.spaces.Discrete(2)
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        return 1, {}
+
+GUARD
+    swarm.make("NAME.toml")
+    task = Task("NAME", "{}", Layout.of(make_environment("NAME", {})), 8, 2, 60.0)
+    workers = Workers(task, (0,), [(0, 0), (1, 0)])
+    try:
+        print("first", workers.reset().next_own.tolist())
+    except HostError as error:
+        print("error", error)
+    workers.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "guard", "said"),
+    [
+        # Nobody needs a guard unless the script itself holds the environment.
+        ("hosts:Signs", "if True:", "first [[["),
+        pytest.param("script:Mine", 'if __name__ == "__main__":', "first [[[", marks=pytest.mark.slow),
+        pytest.param("__main__:Mine", 'if __name__ == "__main__":', "first [[[", marks=pytest.mark.slow),
+        ("script:Mine", "if True:", 'put that under if __name__ == "__main__":'),
+        pytest.param("__main__:Mine", "if True:", 'put that under if __name__ == "__main__":', marks=pytest.mark.slow),
+    ],
+)
+def test_a_script_starts_processes_once_guarded_or_not(environment, guard, said, tmp_path):
+    (tmp_path / f"{environment}.toml").write_text(f'environment = "{environment}"')
+    (tmp_path / "script.py").write_text(SCRIPT.replace("GUARD", guard).replace("NAME", environment))
+    path = os.pathsep.join([*(p for p in sys.path if p), str(tmp_path)])
+    words = [sys.executable, "script.py"]
+    settings = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True}
+    found = subprocess.run(words, **settings, timeout=120, check=False)
+    assert found.returncode == 0
+    assert said in found.stdout.splitlines()[-1]
+    assert not found.stderr
+    assert found.stdout.count("imported as") <= 3
+    assert found.stdout.count("imported as __main__") == 1
 
 
 def test_a_process_that_is_killed_is_missed_at_once():

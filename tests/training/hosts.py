@@ -234,3 +234,21 @@ class Odd(gymnasium.Env):
 
     def step(self, action):
         return self._seen, self._reward, False, False, {}
+
+
+class Talker(Signs):
+    """Fails in its second step with many words, or with an error that cannot be told."""
+
+    def __init__(self, n_characters=5_000_000, mute=False):
+        super().__init__()
+        self._n, self._mute = n_characters, mute
+
+    def step(self, action):
+        if self._step == 1:
+            raise Unspeakable() if self._mute else ValueError("x" * self._n)
+        return super().step(action)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
