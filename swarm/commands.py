@@ -4,10 +4,13 @@ import argparse
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from swarm.errors import SwarmError
+from swarm.chatter import without_chatter
+from swarm.errors import SwarmError, brief
+from swarm.interrupts import interruptible
 
 OVERRIDES_HELP = "dotted overrides of the scenario file, like population.heavy.capacity=64 or training.steps=20000"
 
@@ -22,19 +25,25 @@ def run(
     """Parse the arguments and run a command; a user's mistake or a full disk is one line on stderr and exit code 2."""
     # Intermixed, so that overrides may stand before and after options.
     arguments = parser.parse_intermixed_args(argv)
-    try:
-        return command(arguments)
-    except SwarmError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"{parser.prog}: error: {error.filename or 'writing'}: {error.strerror}; make room", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped", file=sys.stderr)
-        return 130
+    with interruptible(parser.prog) as interrupted, without_chatter() if argv is None else nullcontext():
+        try:
+            return command(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            stopped = interrupted() or isinstance(error, KeyboardInterrupt)
+            line = "stopped" if stopped else _explained(error)
+            if line is None:
+                raise
+            print(f"{parser.prog}: {line}", file=sys.stderr)
+            return 130 if stopped else 2
+
+
+def _explained(error: BaseException) -> str | None:
+    """A user's mistake or a full disk in one line; None: anything else."""
+    if isinstance(error, SwarmError):
+        return f"error: {brief(str(error), 2000)}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"error: {error.filename or 'writing'}: {error.strerror}; make room"
+    return None
 
 
 def import_training() -> Any:
