@@ -49,7 +49,16 @@ class HostCollector:
         static = eqx.filter(learned.network, eqx.is_inexact_array, inverse=True)
         self._static, self._key = put((static, learned.key), device)
         self._workers: Workers | None = None
+        self._begun: Actors | None = None
         self._stopping = threading.Event()
+
+    def prepare(self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors) -> None:
+        """Start the environments and compile all that a rollout needs, by a step that leaves nothing behind."""
+        stage = self._learner.stage(eqx.combine(arrays, self._static))
+        begun, steps = self._begin(stage, actors)
+        row, _, state, others = _decide(stage, begun, self._key, draw, jnp.int32(0))
+        jax.block_until_ready((_take_in(stage, begun, row, state, others, steps), _last(stage, begun)))
+        self._begun = begun
 
     def __call__(self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors) -> tuple[Actors, Experience]:
         """Step for a rollout.
@@ -64,7 +73,9 @@ class HostCollector:
         """
         stage, config = self._learner.stage(eqx.combine(arrays, self._static)), self._learner.config
         if self._workers is None:
-            actors = self._begin(stage, actors)
+            self.prepare(arrays, draw, actors)
+        if self._begun is not None:
+            actors, self._begun = self._begun, None
         assert self._workers is not None
         sums, rows, states = jax.tree.map(np.asarray, no_episodes(stage, actors)), [], []
         part = config.rollout // self._learner.n_parts
@@ -91,14 +102,15 @@ class HostCollector:
             self._workers.close()
             self._workers = None
 
-    def _begin(self, stage: Stage, actors: Actors) -> Actors:
+    def _begin(self, stage: Stage, actors: Actors) -> tuple[Actors, Steps]:
         rules = stage.simulator.rules
         assert isinstance(rules, HostRules)
         index, n_episodes = np.asarray(actors.index), np.asarray(actors.n_episodes)
         entropy = entropy_of(run_key(self._key, 1))
         worlds = list(zip(index.tolist(), n_episodes.tolist(), strict=True))
         self._workers = Workers(rules.task, entropy, worlds, self._stopping)
-        return _start(stage, actors, self._workers.reset())
+        steps = self._workers.reset()
+        return _start(stage, actors, steps), steps
 
 
 def entropy_of(key: Key[Array, ""]) -> list[int]:
