@@ -42,7 +42,9 @@ class Outpost(AbstractRules):
     Who: per team, `depot` (3 by 3 cells, immobile), `light` and `heavy` units; all of them act. Depots build units.
     Actions: a unit stays, moves to one of the four neighbouring cells, digs (ice, else ore, else rubble), unloads all
         cargo into the own depot whose cells it stands on, or charges there. A depot waits or builds a unit of a kind.
-        Illegal actions are masked, and do nothing when taken all the same.
+        Illegal actions are masked, and do nothing when taken all the same. A team has no more of a kind than its
+        capacity: where more depots build it in one step than there is room for, those of the lowest slots do, and the
+        others keep their metal and are counted (`n_refused`).
     Power: a move costs `move + move_rubble * rubble` of the cell entered, digging costs `dig`; units gain `charge` per
         step of sun, depots `power_gain` always. Charging takes what the battery lacks; where several want more than
         the depot has, each gets the same share of its want.
@@ -144,7 +146,7 @@ class Outpost(AbstractRules):
         home = board.home(entities, row, column, depot_at)
         stores, unloaded, received = self._unload(stores, home, working == UNLOAD)
         # Building comes before charging, since it was found affordable with the power from before the step.
-        stores, births, n_refused = self._build(entities, stores, jnp.where(depot, action, 0))
+        stores, births, refused = self._build(entities, stores, jnp.where(depot, action, 0))
         stores = self._charge(stores, home, entities.kind, working == CHARGE)
         stores = self._refine(stores, depot)
         sun = jnp.where(board.is_day(world.step), table.charge[entities.kind], 0.0)
@@ -156,17 +158,18 @@ class Outpost(AbstractRules):
         velocity = jnp.where(entities.alive[:, None], position - entities.position, 0.0)
         by_team = jnp.where(entities.alive, entities.team, -1)
         fields = eqx.tree_at(
-            lambda f: (f.rubble, f.delivered, f.lost),
+            lambda f: (f.rubble, f.delivered, f.lost, f.refused),
             fields,
             (
                 rubble,
                 fields.delivered + reduce_groups(unloaded, by_team, board.teams, "sum"),
                 fields.lost + reduce_groups(crushed.astype(jnp.float32), by_team, board.teams, "sum"),
+                fields.refused + reduce_groups(refused.astype(jnp.float32), by_team, board.teams, "sum"),
             ),
         )
         entities = eqx.tree_at(lambda e: (e.position, e.velocity, e.stores), entities, (position, velocity, stores))
         reward = self._reward(world, mined, unloaded, received, home)
-        return entities, fields, Outcome(reward, dying, births, n_refused)
+        return entities, fields, Outcome(reward, dying, births)
 
     def _reward(self, world: World, mined: Array, unloaded: Array, received: Array, home: Array) -> Float[Array, " n"]:
         share, early = self.reward["depot_share"], self.reward["early"]
@@ -206,14 +209,14 @@ class Outpost(AbstractRules):
         return stores.at[:, POWER].add(granted - taken)
 
     def _build(self, entities: Entities, stores: Array, action: Array) -> tuple[Array, Spawn, Array]:
-        """Return stores, births in the order of the depots' slots, and how many a full kind refused."""
-        wanted, n_refused = jnp.zeros_like(entities.alive), jnp.int32(0)
+        """Return stores, births in the order of the depots' slots, and who asked for more than there is room for."""
+        wanted, refused = jnp.zeros_like(entities.alive), jnp.zeros_like(entities.alive)
         for kind, build in ((LIGHT, BUILD_LIGHT), (HEAVY, BUILD_HEAVY)):
             asking = entities.is_kind(DEPOT) & (action == build)
             mates = asking[:, None] & (entities.team[:, None] == jnp.arange(self.board.teams)[None])
             rank = jnp.take_along_axis(jnp.cumsum(mates, axis=0), entities.team[:, None], axis=1)[:, 0]
             served = asking & (rank <= self.board.room(entities, kind)[entities.team])
-            wanted, n_refused = wanted | served, n_refused + jnp.sum(asking & ~served, dtype=jnp.int32)
+            wanted, refused = wanted | served, refused | (asking & ~served)
         kind = jnp.where(action == BUILD_HEAVY, HEAVY, LIGHT)
         metal = jnp.where(wanted, self.board.table.build_metal[kind], 0.0)
         power = jnp.where(wanted, self.board.table.build_power[kind], 0.0)
@@ -221,7 +224,7 @@ class Outpost(AbstractRules):
         born = jnp.zeros_like(stores).at[:, POWER].set(jnp.minimum(power, self.board.table.battery[kind]))
         facing, builder = jnp.zeros_like(entities.heading), jnp.arange(self.n_slots)
         births = Spawn(wanted, kind, entities.team, entities.position, facing, born, builder)
-        return stores, births, n_refused
+        return stores, births, refused
 
     def _refine(self, stores: Array, depot: Array) -> Float[Array, "n s"]:
         """Turn ice into water and ore into metal, gain power, and burn water."""
@@ -240,7 +243,7 @@ class Outpost(AbstractRules):
         return observe(self.board, world)
 
     def metrics(self, world: World) -> dict[str, Float[Array, ""]]:
-        """Whether all depots live; ice delivered, water stored and units lost, per team.
+        """Whether all depots live; ice delivered, water stored, units lost and units refused, per team.
 
         With two teams also of each, as `survived_team_0` and so on, and how many depots each still has.
         """
@@ -255,6 +258,7 @@ class Outpost(AbstractRules):
             "ice_delivered": jnp.mean(fields.delivered),
             "water": jnp.sum(water) / teams,
             "n_lost": jnp.mean(fields.lost),
+            "n_refused": jnp.mean(fields.refused),
         }
         if teams == 1:
             return metrics
@@ -263,6 +267,7 @@ class Outpost(AbstractRules):
             "ice_delivered": fields.delivered,
             "water": reduce_groups(water, team, teams, "sum"),
             "n_lost": fields.lost,
+            "n_refused": fields.refused,
             "n_depot": n_depot,
         }
         return metrics | {

@@ -45,6 +45,7 @@ class Fields(eqx.Module):
         to_ore: offset (x, y) from each cell to the nearest ore.
         delivered: ice delivered so far, per team.
         lost: units lost so far, per team.
+        refused: units that depots wanted when their kind was full, per team.
     """
 
     ice: Bool[Array, "h w"]
@@ -54,6 +55,7 @@ class Fields(eqx.Module):
     to_ore: Float[Array, "h w 2"]
     delivered: Float[Array, " m"]
     lost: Float[Array, " m"]
+    refused: Float[Array, " m"]
 
 
 class Board(eqx.Module):

@@ -27,6 +27,7 @@ def draw_map(board: Board, depot: dict[str, Float[Array, ""]], key: Key[Array, "
         to_ore=_offset_to_nearest(ore),
         delivered=nothing,
         lost=nothing,
+        refused=nothing,
     )
 
 

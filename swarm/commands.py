@@ -6,9 +6,12 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from swarm.errors import ConfigError, SwarmError
+from swarm.chatter import without_chatter
+from swarm.errors import ConfigError, SwarmError, brief
+from swarm.interrupts import interruptible
 from swarm.packages import check_ours, find_in_working_folder
 from swarm.resolve import trusting
 from swarm.values import LARGEST_WHOLE, shown
@@ -24,31 +27,33 @@ def run(
     command: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
     """Parse the arguments and run a command; a user's mistake or a full disk is one line on stderr and exit code 2."""
-    try:
-        # Intermixed, so that overrides may stand before and after options.
-        arguments = parser.parse_intermixed_args(argv)
-        find_in_working_folder()
-        with trusting(getattr(arguments, "trust", False)):
-            return command(arguments)
-    except SwarmError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
+    with interruptible(parser.prog) as interrupted, without_chatter() if argv is None else nullcontext():
+        try:
+            # Intermixed, so that overrides may stand before and after options.
+            arguments = parser.parse_intermixed_args(argv)
+            find_in_working_folder()
+            with trusting(getattr(arguments, "trust", False)):
+                return command(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            stopped = interrupted() or isinstance(error, KeyboardInterrupt)
+            line = "stopped" if stopped else _explained(error)
+            if line is None:
+                raise
+            print(f"{parser.prog}: {line}", file=sys.stderr)
+            return 130 if stopped else 2
+
+
+def _explained(error: BaseException) -> str | None:
+    """A user's mistake, a file that cannot be used, or too little memory, in one line; None: anything else."""
+    if isinstance(error, SwarmError):
+        return f"error: {brief(str(error), 2000)}"
+    if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not (full or error.filename):
-            raise
-        line = f"{error.filename or 'writing'}: {error.strerror}{'; make room' if full else ''}"
-        print(f"{parser.prog}: error: {line}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
-            raise
-        line = f"too little memory ({' '.join(str(error).split())[:120]}); lower capacities, worlds or steps"
-        print(f"{parser.prog}: error: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped", file=sys.stderr)
-        return 130
+        if full or error.filename:
+            return f"error: {error.filename or 'writing'}: {error.strerror}{'; make room' if full else ''}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+        return f"error: too little memory ({brief(str(error), 120)}); lower capacities, worlds or steps"
+    return None
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

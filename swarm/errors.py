@@ -29,3 +29,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(known)}"
+
+
+def brief(text: str, limit: int = 400) -> str:
+    """Return a text of somebody else as one line, without its middle where it is longer than `limit` characters."""
+    line = " ".join(text.split()) if "\n" in text else text
+    if len(line) <= limit:
+        return line
+    end = limit // 4
+    return f"{line[: limit - end]} ... {line[-end:]} ({len(line):,} characters)"

@@ -84,6 +84,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     from training.build import build_teams
     from training.config import load_training
     from training.evaluation import AT_ONCE
+    from training.failures import kept
     from training.report import plot_bars
     from training.restore import frozen_policy, networks_at
 
@@ -104,7 +105,8 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     check_memory(simulator, min(n_episodes, AT_ONCE), scenario.source)
     trained, scripted = (teams.with_opponents(p) for p in (policy, simulator.rules.scripted_policy()))
     policies = {"trained": trained, name_of(simulator.rules): scripted}
-    results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
+    with kept(folder):
+        results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     name = _stem(arguments)
     networks = "best" if best else "last" if arguments.update is None else "earlier"
     results = results | played(networks, update, deterministic=deterministic, values=values)

@@ -266,6 +266,7 @@ def _finish(run: "Run", n_episodes: int) -> None:
     from swarm.evaluate import compare, name_of, played, print_comparison
     from swarm.render import render
     from training.evaluation import episode_keys
+    from training.failures import kept
     from training.processes import local
     from training.report import plot_curve
     from training.teams import Teams
@@ -276,7 +277,8 @@ def _finish(run: "Run", n_episodes: int) -> None:
     print(f"evaluating {n_episodes} episodes on maps that training never saw ...", flush=True)
     scripted = teams.with_opponents(simulator.rules.scripted_policy())
     policies = {"trained": policy, name_of(simulator.rules): scripted}
-    results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
+    with kept(folder):
+        results, values = compare(simulator, policies, seed=seed, n_episodes=n_episodes)
     print_comparison(results, simulator.rules)
     results = results | played("last", run.done, deterministic=False, values=values)
     folder.write_json("evaluation", **{"": results})

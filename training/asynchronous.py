@@ -22,7 +22,7 @@ from jaxtyping import Array, Int, PyTree
 
 from swarm.adapters.environments import HostError
 from swarm.adapters.host import HostRules
-from swarm.errors import RunError, SwarmError
+from swarm.errors import RunError, SwarmError, brief
 from training.host import HostCollector
 from training.impala import IMPALA
 from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
@@ -97,8 +97,31 @@ class Parameters:
             return self._newest
 
 
+class Collector:
+    """Steps the worlds of actors on one device, each in its own call; compiled once, before anybody's time is taken."""
+
+    def __init__(self, step: Any) -> None:
+        self._step, self._program, self._lock = step, None, threading.Lock()
+
+    def prepare(self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors, scale: ValueScale) -> None:
+        """Compile; the first that asks does it for all."""
+        with self._lock:
+            if self._program is None:
+                self._program = self._step.lower(arrays, draw, actors, scale).compile()
+
+    def __call__(
+        self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors, scale: ValueScale
+    ) -> tuple[Actors, Experience]:
+        """Step for a rollout; as `HostCollector`."""
+        assert self._program is not None
+        return self._program(arrays, draw, actors, scale)
+
+
 class Actor(threading.Thread):
-    """Steps its worlds until told to stop; an error ends it, and is kept for the learner to find."""
+    """Steps its worlds until told to stop; an error ends it, and is kept for the learner to find.
+
+    `ready` is set when all is compiled.
+    """
 
     def __init__(
         self,
@@ -111,7 +134,7 @@ class Actor(threading.Thread):
         timeline: Timeline,
     ) -> None:
         super().__init__(name=f"actor-{number}", daemon=True)
-        self.number, self.error, self.stopping = number, None, threading.Event()
+        self.number, self.error, self.stopping, self.ready = number, None, threading.Event(), threading.Event()
         self._step, self._actors, self._device = step, actors, device
         self._parameters, self._deliveries, self._timeline = parameters, deliveries, timeline
 
@@ -119,11 +142,12 @@ class Actor(threading.Thread):
         """Collect and deliver, again and again."""
         try:
             rollout, waited = 0, 0.0
+            _, arrays, draw, scale = self._inputs(rollout)
+            self._step.prepare(arrays, draw, self._actors, scale)
+            self.ready.set()
             while not self.stopping.is_set():
-                version, arrays = self._parameters.newest()
                 with self._timeline.span(self.name, "collect"):
-                    arrays, scale = jax.device_put(arrays, self._device)
-                    draw = jnp.asarray([self.number, version, rollout], jnp.int32)
+                    version, arrays, draw, scale = self._inputs(rollout)
                     self._actors, experience = jax.block_until_ready(self._step(arrays, draw, self._actors, scale))
                 began = time.perf_counter()
                 with self._timeline.span(self.name, "wait"):
@@ -132,6 +156,12 @@ class Actor(threading.Thread):
                 rollout += 1
         except BaseException as error:
             self.error = error
+
+    def _inputs(self, rollout: int) -> tuple[int, PyTree, Int[Array, " 3"], ValueScale]:
+        """The newest version, its parameters, the numbers that name the rollout, and the scale of values."""
+        version, published = self._parameters.newest()
+        arrays, scale = jax.device_put(published, self._device)
+        return version, arrays, jnp.asarray([self.number, version, rollout], jnp.int32), scale
 
     def _deliver(self, delivery: Delivery) -> None:
         while not self.stopping.is_set():
@@ -235,7 +265,8 @@ class Asynchronous:
 
         if isinstance(learner.simulator.rules, HostRules):
             self._collectors = [HostCollector(learner, learned, device) for device in self._devices]
-        steps = self._collectors or [step] * len(self._devices)
+        of_device = {device: Collector(step) for device in self._devices}
+        steps = self._collectors or [of_device[device] for device in self._devices]
         for i, (mine, device) in enumerate(zip(actors, self._devices, strict=True)):
             self._threads.append(Actor(i, steps[i], mine, device, self._parameters, self._deliveries, self.timeline))
         for thread in self._threads:
@@ -245,10 +276,13 @@ class Asynchronous:
         patience = self.learner.config.impala.patience
         until = time.perf_counter() + patience
         while (left := until - time.perf_counter()) > 0:
+            if not all(thread.ready.is_set() for thread in self._threads):
+                # Patience is for rollouts, not for the compiler.
+                until = time.perf_counter() + patience
             # Also while others deliver: who died is missed at once.
             for thread in self._threads:
                 if thread.error is not None:
-                    why = thread.error if isinstance(thread.error, SwarmError) else repr(thread.error)
+                    why = thread.error if isinstance(thread.error, SwarmError) else brief(repr(thread.error))
                     raise ActorError(f"{thread.name} died: {why}") from thread.error
             with contextlib.suppress(queue.Empty):
                 return self._deliveries.get(timeout=min(_GLANCE, left))

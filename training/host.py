@@ -18,7 +18,18 @@ from swarm.scenario import TimeStep, World
 from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
 from training.networks import Memory
 from training.normalise import ValueScale
-from training.rollout import Actors, EpisodeSums, Experience, Rollout, Stage, decide, last, no_episodes, outcome
+from training.rollout import (
+    Actors,
+    EpisodeSums,
+    Experience,
+    Rollout,
+    Stage,
+    decide,
+    last,
+    no_episodes,
+    outcome,
+    start_others,
+)
 
 
 class HostCollector:
@@ -39,7 +50,16 @@ class HostCollector:
         static = eqx.filter(learned.network, eqx.is_inexact_array, inverse=True)
         self._static, self._key = put((static, learned.key), device)
         self._workers: Workers | None = None
+        self._begun: Actors | None = None
         self._stopping = threading.Event()
+
+    def prepare(self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors, scale: ValueScale | None = None) -> None:
+        """Start the environments and compile all that a rollout needs, by a step that leaves nothing behind."""
+        stage = self._learner.stage(eqx.combine(arrays, self._static), scale)
+        begun, steps = self._begin(stage, actors)
+        row, _, state, others = _decide(stage, begun, self._key, draw, jnp.int32(0))
+        jax.block_until_ready((_take_in(stage, begun, row, state, others, steps), _last(stage, begun)))
+        self._begun = begun
 
     def __call__(
         self, arrays: PyTree, draw: Int[Array, " 3"], actors: Actors, scale: ValueScale | None = None
@@ -57,7 +77,9 @@ class HostCollector:
         """
         stage, config = self._learner.stage(eqx.combine(arrays, self._static), scale), self._learner.config
         if self._workers is None:
-            actors = self._begin(stage, actors)
+            self.prepare(arrays, draw, actors, scale)
+        if self._begun is not None:
+            actors, self._begun = self._begun, None
         assert self._workers is not None
         sums, rows, states = jax.tree.map(np.asarray, no_episodes(stage, actors)), [], []
         part = config.rollout // self._learner.n_parts
@@ -84,14 +106,15 @@ class HostCollector:
             self._workers.close()
             self._workers = None
 
-    def _begin(self, stage: Stage, actors: Actors) -> Actors:
+    def _begin(self, stage: Stage, actors: Actors) -> tuple[Actors, Steps]:
         rules = stage.simulator.rules
         assert isinstance(rules, HostRules)
         index, n_episodes = np.asarray(actors.index), np.asarray(actors.n_episodes)
         entropy = entropy_of(run_key(self._key, 1))
         worlds = list(zip(index.tolist(), n_episodes.tolist(), strict=True))
         self._workers = Workers(rules.task, entropy, worlds, self._stopping)
-        return _start(stage, actors, self._workers.reset())
+        steps = self._workers.reset()
+        return _start(stage, actors, steps), steps
 
 
 def entropy_of(key: Key[Array, ""]) -> list[int]:
@@ -104,8 +127,8 @@ def _start(stage: Stage, actors: Actors, steps: Steps) -> Actors:
     """Begin an episode in every world."""
     world, timestep = jax.vmap(lambda s: begin(stage.simulator, s))(steps)
     memory = _nothing(stage, actors)
-    parts = lambda a: (a.world, a.timestep, a.memory, a.episode_return)  # noqa: E731
-    return eqx.tree_at(parts, actors, (world, timestep, memory, jnp.zeros_like(actors.episode_return)))
+    no_return = jnp.zeros_like(actors.episode_return)
+    return Actors(world, timestep, actors.index, actors.n_episodes, no_return, memory, _strangers(stage, actors))
 
 
 @eqx.filter_jit
@@ -134,9 +157,10 @@ def _take_in(
     metrics = jax.vmap(stage.simulator.metrics)(final) | jax.vmap(stage.returns)(episode_return)
     begun, first = jax.vmap(lambda s: begin(stage.simulator, s))(steps)
     observation = jax.vmap(stage.simulator.rules.observe)(following)
-    went_on = following, observation, actors.n_episodes, episode_return, memory
-    anew = begun, first.observation, actors.n_episodes + 1, jnp.zeros_like(episode_return), _nothing(stage, actors)
-    world, observation, n_episodes, episode_return, memory = select(ended, anew, went_on)
+    went_on = following, observation, actors.n_episodes, episode_return, memory, others
+    nobody = _nothing(stage, actors), _strangers(stage, actors)
+    anew = begun, first.observation, actors.n_episodes + 1, jnp.zeros_like(episode_return), *nobody
+    world, observation, n_episodes, episode_return, memory, others = select(ended, anew, went_on)
     timestep = eqx.tree_at(lambda t: t.observation, timestep, observation)
     actors = Actors(world, timestep, actors.index, n_episodes, episode_return, memory, others)
     return actors, outcome(row, reward, stage.scale.restore(value, lives), lives, ended), metrics
@@ -150,7 +174,9 @@ def _bootstrap(
     members, mind = jax.vmap(stage.members)(final, observation.alive)
     going_on, _ = jax.vmap(stage.members)(following, following.entities.alive & ~timestep.ended[:, None])
     cut = jax.vmap(lambda m, mask: m.any(mask & (m.index >= 0)))(members, timestep.truncated)
-    lives = cut & ~jax.vmap(lambda m: m.any(m.index >= 0))(going_on)
+    # Another life in the slot of who was cut off does not carry the trajectory on.
+    same = going_on.identity == members.identity
+    lives = cut & ~(jax.vmap(lambda m: m.any(m.index >= 0))(going_on) & same)
 
     def value() -> Array:
         fresh = memory.uid != final.entities.uid
@@ -164,6 +190,11 @@ def _nothing(stage: Stage, actors: Actors) -> Memory:
     """The memory of worlds in which nobody remembers anything."""
     n = actors.memory.uid.shape[1]
     return jax.vmap(lambda _: Memory.empty(n, stage.minds.width))(actors.index)
+
+
+def _strangers(stage: Stage, actors: Actors) -> PyTree:
+    """The memory of those that do not learn, before an episode."""
+    return jax.vmap(lambda _: start_others(stage, actors.memory.uid.shape[1]))(actors.index)
 
 
 _last = eqx.filter_jit(last)

@@ -19,6 +19,7 @@ from swarm.status import explain
 from training.asynchronous import ActorError, Alternating, Asynchronous
 from training.checkpoints import Checkpoints, DamagedError
 from training.evaluation import VALIDATION, evaluate, mean_where_defined, plain
+from training.failures import told
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
 from training.processes import agreed, from_first, is_first, local
@@ -139,7 +140,7 @@ class Run:
                 self.evaluate(writer, seconds)
             except HostError as error:
                 self.save()
-                raise RunError(_saved(error, self.done)) from error
+                raise RunError(_saved(told(error, self.folder), self.done)) from error
         if ends or self.done % config.checkpoint_every == 0:
             self.save()
 
@@ -179,7 +180,7 @@ def train(runs: Sequence[Run]) -> None:
                 updated = _update(runs)
             except ActorError as error:
                 runs[0].save()
-                raise RunError(_saved(error, done)) from error
+                raise RunError(_saved(told(error, runs[0].folder), done)) from error
             rows = [_row(metrics, done + 1, config.steps_per_update) for _, _, metrics in updated]
             for run, row in zip(runs, rows, strict=True):
                 _check_finite(run, done + 1, row)
@@ -243,7 +244,7 @@ def _write(writer: SummaryWriter, row: dict[str, Any], group: str) -> None:
             writer.add_scalar(name if "/" in name else f"{group}/{name}", value, row["steps"])
 
 
-def _saved(error: Exception, done: int) -> str:
+def _saved(error: str, done: int) -> str:
     return f"{error}; saved after {done} updates, from where --resume goes on"
 
 

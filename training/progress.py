@@ -35,16 +35,21 @@ class Progress:
     def __init__(self, config: TrainingConfig, done: int, n_seeds: int) -> None:
         self._config, self._done, self._n_seeds = config, done, n_seeds
         self._console = Console(file=sys.stdout)
-        self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+        self._began, self._shown = time.perf_counter(), None
+        # Drawn anew by a thread of its own, so that the clock runs while the compiler holds this one.
+        live = Live(console=self._console, refresh_per_second=4, get_renderable=self._view)
+        self._live = live if self._console.is_terminal else None
         # Rates are over the last few updates, so that they do not remember the compilation.
         self._marks: deque[tuple[float, float]] = deque(maxlen=20)
         self._agent_steps, self._printed = 0.0, 0.0
         self._episode: dict[str, float] = {}
 
     def __enter__(self) -> "Progress":
-        self.print("compiling ...")
+        self._began = time.perf_counter()
         if self._live:
             self._live.start()
+        else:
+            self.print("compiling ...")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,10 +72,15 @@ class Progress:
         self._episode |= {k: v for k, v in row.items() if k.startswith("episode/") and v is not None}
         row = row | self._episode
         if self._live:
-            self._live.update(self._table(row))
+            self._shown = self._table(row)
+            self._live.refresh()
         elif now - self._printed > _SECONDS_BETWEEN_LINES or self._done == self._config.n_updates:
             self._printed = now
             self.print("  ".join(f"{name} {value}" for name, value in self._cells(row)))
+
+    def _view(self) -> Table | str:
+        """What the terminal shows now."""
+        return self._shown or f"compiling ... {_clock(time.perf_counter() - self._began)}"
 
     def _rates(self) -> tuple[float, float]:
         """Agent-steps per second, and seconds left."""
@@ -87,7 +97,7 @@ class Progress:
             ("update", f"{self._done}/{self._config.n_updates}"),
             ("steps", f"{row['steps']:,}"),
             ("agent-steps/s", f"{rate:,.0f}" if rate else "-"),
-            ("left", f"{left // 60:.0f}:{left % 60:02.0f}" if rate else "-"),
+            ("left", _clock(left) if rate else "-"),
         ]
         row = {key: value for key, value in row.items() if value is not None}
         cells += [(name, form.format(row[key])) for name, key, form in _SHOWN if key in row]
@@ -101,3 +111,8 @@ class Progress:
         for name, value in self._cells(row):
             table.add_row(name, value)
         return table
+
+
+def _clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

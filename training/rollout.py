@@ -193,13 +193,17 @@ def start(stage: Stage, key: Key[Array, ""], index: Int[Array, " b"]) -> Actors:
     return Actors(world, timestep, index, zero + 1, nothing, memory, others)
 
 
+def start_others(stage: Stage, n_slots: int) -> PyTree:
+    """What policies that do not learn remember before an episode."""
+    return tuple(None if policy is None else policy.start(n_slots) for policy in (stage.opponents, stage.teacher))
+
+
 def _nothing_yet(stage: Stage, worlds: World) -> tuple[Memory, PyTree]:
     """What is remembered at the start of some worlds: by the networks, and by those that do not learn."""
 
     def of(world: World) -> tuple[Memory, PyTree]:
         n = world.entities.n_slots
-        others = tuple(None if policy is None else policy.start(n) for policy in (stage.opponents, stage.teacher))
-        return Memory.empty(n, stage.minds.width), others
+        return Memory.empty(n, stage.minds.width), start_others(stage, n)
 
     return jax.vmap(of)(worlds)
 

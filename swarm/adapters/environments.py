@@ -3,14 +3,18 @@
 Nothing here imports jax: the processes that step these environments need none.
 """
 
+import contextlib
 import functools
+import importlib.util
 import inspect
+import os
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from swarm import resolve
-from swarm.errors import ConfigError, SwarmError
+from swarm.errors import ConfigError, SwarmError, brief
 
 EXPECTED = '"gymnasium:ID", "pettingzoo:ID or MODULE" or "module:function"'
 # Whose functions make environments, though they say not what they return.
@@ -21,7 +25,15 @@ INSTALL = "install it with: pip install 'swarm-engine[host]'"
 
 
 class HostError(SwarmError):
-    """An environment, or the process that steps it, failed."""
+    """An environment, or the process that steps it, failed.
+
+    Attributes:
+        details: all that is known, like the trace of an environment's error; empty where the line says it.
+    """
+
+    def __init__(self, line: str, details: str = "") -> None:
+        super().__init__(line)
+        self.details = details
 
 
 class ParallelEnvironment(Protocol):
@@ -165,6 +177,11 @@ def _gymnasium(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _module(name: str) -> Any:
+    main = sys.modules["__main__"]
+    # A script that names what it holds itself is not run a second time.
+    with contextlib.suppress(ImportError, ValueError, OSError, TypeError, AttributeError):
+        if os.path.samefile(importlib.util.find_spec(name).origin, main.__file__):  # pyright: ignore
+            return main
     try:
         return resolve.import_named(name)
     except ImportError as error:
@@ -187,4 +204,4 @@ def _call(maker: Any, options: Mapping[str, Any]) -> Any:
 
 def _line(error: BaseException) -> str:
     """An error of another's code as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return brief(f"{type(error).__name__}: {error}")

@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pydantic
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from swarm.adapters.environments import make_environment
 from swarm.adapters.layout import Layout
-from swarm.adapters.workers import Steps, Task
+from swarm.adapters.workers import Steps, Task, refuse_inside
 from swarm.config import ScenarioConfig, Table
 from swarm.entities import Entities
 from swarm.errors import ConfigError
@@ -89,7 +89,8 @@ class HostRules(AbstractRules):
     """An environment that is not JAX, whose rules are its own.
 
     Who: a slot for each of `possible_agents`; kinds by their names without numbers; one team. An agent lives as long as
-        it is among `agents`; one that terminates dies.
+        it is among `agents`; one that terminates dies. One that comes back, or is still listed after its end, begins
+        another life, with another identity: nothing is remembered of the one before.
     Observation and actions: the environment's, filled up to one width; see `swarm.adapters.layout`.
     End: when no agent is left; truncated where one was cut off alive in the last step, or after `world.steps`.
     """
@@ -106,6 +107,7 @@ class HostRules(AbstractRules):
     @classmethod
     def from_config(cls, config: HostConfig) -> "HostRules":
         """Make the environment once, to read its spaces."""
+        refuse_inside()
         try:
             environment = make_environment(config.environment, config.options)
             layout = Layout.of(environment)
@@ -160,15 +162,17 @@ class HostRules(AbstractRules):
         """Return agents that see nothing: the environment itself begins in another process."""
         n = self.n_slots
         fields = Fields(jnp.zeros((n, self.layout.n_own)), jnp.ones((n, self.n_actions), bool), jnp.zeros(()))
-        return self.population(jnp.ones(n, bool), jnp.full(n, -1, jnp.int32)), fields
+        return self.begun(jnp.ones(n, bool)), fields
 
-    def population(self, alive: Bool[Array, " n"], uid: Array) -> Entities:
-        """Return the agents; whoever lives has the number of its slot as identity, for an id never returns."""
+    def population(self, alive: Bool[Array, " n"], uid: Array, next_uid: Array | int) -> Entities:
+        """Return the agents; the identity of a first life is the number of the slot."""
         n = self.n_slots
-        slot = jnp.arange(n, dtype=jnp.int32)
-        empty = Entities.empty(n, 2, 0)
-        parts = alive, jnp.where(alive, slot, uid), jnp.asarray(self.layout.kind, jnp.int32), jnp.int32(n)
-        return eqx.tree_at(lambda e: (e.alive, e.uid, e.kind, e.next_uid), empty, parts)
+        parts = alive, uid, jnp.asarray(self.layout.kind, jnp.int32), jnp.asarray(next_uid, jnp.int32)
+        return eqx.tree_at(lambda e: (e.alive, e.uid, e.kind, e.next_uid), Entities.empty(n, 2, 0), parts)
+
+    def begun(self, alive: Bool[Array, " n"]) -> Entities:
+        """The agents as an episode begins."""
+        return self.population(alive, jnp.where(alive, jnp.arange(self.n_slots, dtype=jnp.int32), -1), self.n_slots)
 
     def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
         """Refuse: only the processes of training and evaluation step this environment."""
@@ -205,7 +209,7 @@ def begin(simulator: Simulator, steps: Steps) -> tuple[World, TimeStep]:
     rules = simulator.rules
     assert isinstance(rules, HostRules)
     world, timestep = simulator.reset(jax.random.key(0))
-    entities = rules.population(jnp.asarray(steps.next_alive), jnp.full(rules.n_slots, -1, jnp.int32))
+    entities = rules.begun(jnp.asarray(steps.next_alive))
     fields = Fields(jnp.asarray(steps.next_own), jnp.asarray(steps.next_mask), jnp.zeros(()))
     hierarchy = form(simulator.levels, simulator.groupings, entities)
     parts = entities, hierarchy, fields, visible_status(entities, hierarchy)
@@ -225,16 +229,23 @@ def advance(simulator: Simulator, world: World, steps: Steps) -> tuple[World, Wo
     terminated, truncated = jnp.asarray(steps.terminated), jnp.asarray(steps.truncated)
     ended = jnp.asarray(steps.ended)
     going_on = jnp.where(ended, truncated, jnp.asarray(steps.next_alive))
+    anew = going_on & ~ended & (~before.alive | terminated | truncated)
+    again = anew & (before.uid >= 0)
+    number = before.next_uid + jnp.cumsum(again, dtype=jnp.int32) - 1
+    uid = jnp.where(again, number, jnp.where(anew, jnp.arange(rules.n_slots, dtype=jnp.int32), before.uid))
+    next_uid = before.next_uid + jnp.sum(again, dtype=jnp.int32)
     score = world.fields.score + jnp.sum(jnp.asarray(steps.reward))
     fields = Fields(jnp.asarray(steps.own), jnp.asarray(steps.next_mask), score)
 
-    def after(alive: Bool[Array, " n"]) -> World:
-        entities = rules.population(alive, before.uid)
+    def after(alive: Bool[Array, " n"], uid: Int[Array, " n"]) -> World:
+        entities = rules.population(alive, uid, next_uid)
         hierarchy = regroup(world.hierarchy, simulator.groupings, entities)
         status = world.status | visible_status(entities, hierarchy)
         return World(entities, hierarchy, fields, world.key, world.step + 1, status, world.n_overflow)
 
-    final, following = after(going_on | truncated), after(going_on)
+    # Whoever was cut off is still who it was; who begins another life in its place comes after.
+    final = after(going_on | truncated, jnp.where(truncated, before.uid, uid))
+    following = after(going_on, uid)
     world_truncated = ended & jnp.any(truncated)
     timestep = TimeStep(
         observation=rules.observe(final),

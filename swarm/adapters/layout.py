@@ -11,6 +11,8 @@ from swarm.errors import ConfigError
 
 OBSERVATIONS = "Box of one dimension, or Discrete; alone, or with action_mask as Dict(observation, action_mask)"
 ACTIONS = "Discrete, MultiDiscrete of one dimension, or Box of one dimension with finite bounds"
+# Widths of the rows; beyond it no network fits.
+_WIDEST = 1 << 20
 
 
 class Layout(NamedTuple):
@@ -57,7 +59,11 @@ class Layout(NamedTuple):
         several = [x for x in done if not isinstance(x, int)]
         n_choices = max((len(x) for x in several), default=0)
         choices = tuple(max(x[i] if i < len(x) else 1 for x in several) for i in range(n_choices))
-        return cls(agents, kinds, tuple(kinds.index(name) for name in names), max(seen), choices or (1,), n_controls)
+        layout = cls(agents, kinds, tuple(kinds.index(name) for name in names), max(seen), choices or (1,), n_controls)
+        if max(layout.n_own, layout.n_actions) > _WIDEST:
+            widths = f"{layout.n_own:,} features and {layout.n_actions:,} options or commands"
+            raise ConfigError(f"spaces: {widths} of an agent are too many; at most {_WIDEST:,} of each")
+        return layout
 
 
 def _n_features(space: Any, agent: Any) -> int:
@@ -77,9 +83,14 @@ def _options(space: Any, agent: Any) -> tuple[int, ...] | int:
             return (int(space.n),)
         case "MultiDiscrete" if len(space.shape) == 1:
             return tuple(int(n) for n in space.nvec)
-        case "Box" if len(space.shape) == 1 and space.shape[0] and np.isfinite([space.low, space.high]).all():
+        case "Box" if len(space.shape) == 1 and space.shape[0] and _has_ends(space):
             return int(space.shape[0])
     raise ConfigError(f"action space of {agent}: {_line(space)} is not supported; expected {ACTIONS}")
+
+
+def _has_ends(space: Any) -> bool:
+    """Whether a Box is bounded everywhere; one of integers without bounds holds the ends of its type in their place."""
+    return bool(np.all(space.bounded_below & space.bounded_above & np.isfinite(space.low) & np.isfinite(space.high)))
 
 
 def _seen(space: Any) -> Any:
@@ -106,19 +117,23 @@ class Converter:
         """Features of an agent; [o].
 
         Raises:
-            HostError: they are not finite, or not as many as the space says.
+            HostError: they are not finite in float32, not as many as the space says, or none of its values.
         """
         if isinstance(observation, Mapping):
             observation = observation["observation"]
         space, row = self._spaces[agent], np.zeros(self._layout.n_own, np.float32)
         if type(space).__name__ == "Discrete":
-            row[int(observation) - int(space.start)] = 1.0
+            number = int(observation) - int(space.start)
+            if not 0 <= number < int(space.n):
+                raise HostError(f"observation of {agent} is {observation}, which is not in its space {_line(space)}")
+            row[number] = 1.0
             return row
-        values = np.asarray(observation, np.float32)
+        with np.errstate(over="ignore"):
+            values = np.asarray(observation, np.float32)
         if values.shape != space.shape:
             raise HostError(f"observation of {agent} has shape {list(values.shape)}, its space {list(space.shape)}")
         if not np.isfinite(values).all():
-            raise HostError(f"observation of {agent} is NaN or infinite")
+            raise HostError(f"observation of {agent} is NaN or infinite, in float32")
         row[: values.size] = values
         return row
 
@@ -147,15 +162,39 @@ class Converter:
         return np.concatenate([np.pad(part, (0, n - part.size)) for part, n in zip(parts, choices, strict=True)])
 
     def action(self, agent: Any, row: Any) -> Any:
-        """What the environment takes, from an index, indices or commands in [-1, 1] (numpy)."""
+        """What the environment takes, from an index, indices or commands in [-1, 1] (numpy).
+
+        Raises:
+            HostError: a command is NaN.
+        """
         space = self._actions[agent]
         match type(space).__name__:
             case "Discrete":
                 return int(np.ravel(row)[0]) + int(space.start)
             case "MultiDiscrete":
                 return (np.ravel(row)[: space.nvec.size] + space.start).astype(space.dtype)
-        share = 0.5 * (np.asarray(row, np.float64) + 1.0)
-        return (space.low + share * (space.high - space.low)).astype(space.dtype)
+        if np.isnan(row).any():
+            raise HostError(f"the command of {agent} is NaN: check the policy")
+        return within(space, 0.5 * (np.clip(np.asarray(row, np.float64), -1.0, 1.0) + 1.0))
+
+
+def within(space: Any, share: np.ndarray) -> np.ndarray:
+    """The point of a bounded Box at these shares of the way from its low to its high end, in its own type; [a].
+
+    Of whole numbers each stands for an equal part of the way, so that an even share makes all equally likely.
+    """
+    dtype = np.dtype(space.dtype)
+    if dtype.kind == "f":
+        wide = np.result_type(dtype, np.float64)
+        low, high = space.low.astype(wide), space.high.astype(wide)
+        # Not low + share * (high - low), whose difference may be beyond the greatest number.
+        return np.clip(low * (1.0 - share) + high * share, low, high).astype(dtype)
+    # Differences wrap around: modulo 2^64 they are right for numbers with and without a sign.
+    low, high = (x.astype(dtype).astype(np.uint64) for x in (space.low, space.high))
+    last = high - low
+    part = np.floor(share * (last.astype(np.float64) + 1.0))
+    inner = part < last.astype(np.float64)
+    return (low + np.where(inner, np.where(inner, part, 0.0).astype(np.uint64), last)).astype(dtype)
 
 
 def stack(rows: Sequence[Any]) -> Any:

@@ -1,15 +1,20 @@
 """Processes that step host environments, some each. Nothing here imports jax, so a process starts quickly.
 
-They are spawned, never forked: a process that has started JAX has threads, which a fork would lose.
+They are programs of their own, never forks: a process that has started JAX has threads, which a fork would lose. Nor do
+they import the script that started them, as those of `multiprocessing` do: it would start training again in each.
 """
 
+import contextlib
 import json
-import multiprocessing
-import signal
+import math
+import os
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Sequence
+from multiprocessing import Pipe, spawn
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -17,10 +22,13 @@ import numpy as np
 
 from swarm.adapters.environments import HostError, make_environment
 from swarm.adapters.layout import Converter, Layout, stack
-from swarm.errors import SwarmError
+from swarm.errors import SwarmError, brief
 
 # Seconds between two looks at whether somebody has asked to stop.
 _GLANCE = 0.2
+_PROGRAM = "import sys; sys.path[:] = {}; from swarm.adapters.workers import serve; serve({})"
+# To the process that started this one, where this one steps environments.
+_parent: Connection | None = None
 
 
 class Stopped(Exception):
@@ -51,14 +59,14 @@ class Steps(NamedTuple):
     """What a step led to; of many worlds with a leading axis b. Where an episode ended the next one has begun.
 
     Attributes:
-        own: features after the step, also of those whose life ended in it.
+        own: features after the step of those that act next or were cut off in it.
         reward: of those that acted.
         terminated: whose life ended in the step.
         truncated: who was cut off in the step alive.
         ended: whether the episode did.
         next_own: features to act on.
         next_mask: legal actions.
-        next_alive: who acts.
+        next_alive: who acts; whoever did not act in the step, or whose life ended in it, begins another life.
     """
 
     own: np.ndarray  # [n, o]
@@ -106,15 +114,17 @@ class HostWorld:
         observations, rewards, terminations, truncations, infos = self._environment.step(actions)
         self._n_steps += 1
         left = set(self._environment.agents)
-        acted = np.asarray([agent in acting for agent in agents])
-        terminated = np.asarray([bool(terminations.get(agent, agent not in left)) for agent in agents]) & acted
-        truncated = np.asarray([bool(truncations.get(agent, False)) for agent in agents]) & acted & ~terminated
-        going_on = np.asarray([agent in left for agent in agents]) & ~terminated & ~truncated
+        acted, listed = (np.asarray([agent in some for agent in agents]) for some in (acting, left))
+        truncated = acted & np.asarray([bool(truncations.get(agent, False)) for agent in agents])
+        # Who is not listed any more is gone, whatever was said of it.
+        terminated = acted & np.asarray([bool(terminations.get(agent, False)) for agent in agents])
+        terminated |= acted & ~listed & ~truncated
+        truncated &= ~terminated
+        # Who stays listed after its end begins another life, unless nobody goes on: then the episode is over.
+        going_on = listed if (listed & ~terminated & ~truncated).any() else np.zeros_like(listed)
         if self._n_steps >= self._task.max_steps:
-            truncated, going_on = truncated | (going_on & acted), np.zeros_like(going_on)
-        reward = np.asarray([float(rewards.get(agent, 0.0)) for agent in agents], np.float32)
-        if not np.isfinite(reward).all():
-            raise HostError(f"reward of {agents[int(np.argmin(np.isfinite(reward)))]} is NaN or infinite")
+            truncated, going_on = truncated | (going_on & acted & ~terminated), np.zeros_like(going_on)
+        reward = np.asarray([_number(agent, rewards.get(agent, 0.0)) for agent in agents], np.float32)
         shown = set(self._present(going_on | truncated)) | (left - set(agents))
         own, mask, _ = self._rows(observations, infos, shown)
         ended = not going_on.any()
@@ -150,32 +160,83 @@ class HostWorld:
         return own, mask, alive
 
 
-def _serve(pipe: Connection, task: Task, entropy: Sequence[int], worlds: Sequence[tuple[int, int]]) -> None:
-    """Step worlds (number, episode) as told, until told None or nobody is left to tell."""
-    # Ctrl-C is the parent's, who saves first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _number(agent: Any, reward: Any) -> float:
+    """A reward, which may stand in an array of one."""
+    with np.errstate(over="ignore"):
+        value = np.asarray(reward, np.float32)
+    if value.size != 1 or not np.isfinite(value).all():
+        what = f"has shape {list(value.shape)}" if value.size != 1 else "is NaN or infinite, in float32"
+        raise HostError(f"reward of {agent} {what}")
+    return float(value.item())
+
+
+class Failure(NamedTuple):
+    """What a process says last.
+
+    Attributes:
+        line: what went wrong, short.
+        details: the whole of it; empty where the line says all.
+    """
+
+    line: str
+    details: str
+
+
+def serve(descriptor: int) -> None:
+    """Step worlds (number, episode) as told, until told None or nobody is left to tell; a process of its own.
+
+    Says None when its environments are made, and a `Failure` when something fails.
+    """
+    global _parent
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    _parent = pipe = Connection(descriptor)
     environments: list[HostWorld] = []
-    try:
-        environments += [HostWorld(task, entropy, index, episode) for index, episode in worlds]
-        pipe.send(stack([world.reset() for world in environments]))
-        while (actions := pipe.recv()) is not None:
-            pipe.send(stack([world.step(a) for world, a in zip(environments, actions, strict=True)]))
-        for world in environments:
-            world.close()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        # The parent is gone.
-        return
-    except BaseException as error:
-        pipe.send(_told(error))
+    # Where the parent is gone there is nobody to tell.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            task, entropy, worlds, main = pipe.recv()
+            if main:
+                spawn.prepare(main)
+            environments += [HostWorld(task, entropy, index, episode) for index, episode in worlds]
+            pipe.send(None)
+            pipe.send(stack([world.reset() for world in environments]))
+            while (actions := pipe.recv()) is not None:
+                pipe.send(stack([world.step(a) for world, a in zip(environments, actions, strict=True)]))
+            for world in environments:
+                world.close()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except BaseException as error:
+            pipe.send(_failure(error))
 
 
-def _told(error: BaseException) -> str:
+def _follow(parent: int) -> None:
+    """End with the process that started this one, even in the middle of a step."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def refuse_inside() -> None:
+    """End this process if it steps environments: it has imported a script that would start others."""
+    if _parent is not None:
+        guard = 'if __name__ == "__main__":'
+        with contextlib.suppress(OSError):
+            _parent.send(Failure(f"its module starts training whenever it is imported; put that under {guard}", ""))
+        os._exit(1)
+
+
+def _failure(error: BaseException) -> Failure:
     """An error as one line, with the place in the environment's code where it was raised."""
     if isinstance(error, SwarmError):
-        return str(error)
-    line = " ".join(f"{type(error).__name__}: {error}".split())
+        return Failure(brief(str(error)), "")
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{line} ({last.filename}:{last.lineno})"
+    try:
+        text = str(error)
+    except Exception:
+        text = "of no words"
+    details = "".join(traceback.format_exception(error))
+    return Failure(f"{brief(f'{type(error).__name__}: {text}')} ({last.filename}:{last.lineno})", details)
 
 
 class Workers:
@@ -198,31 +259,41 @@ class Workers:
         """
         self._stopping = stopping or threading.Event()
         self._task = task
-        context = multiprocessing.get_context("spawn")
         n = min(task.processes, len(worlds))
         self._shares = np.array_split(np.arange(len(worlds)), n)
         self._processes, self._pipes = [], []
-        for number, share in enumerate(self._shares):
-            ours, theirs = context.Pipe()
-            arguments = theirs, task, entropy, [worlds[i] for i in share]
-            process = context.Process(target=_serve, args=arguments, name=f"environments-{number}", daemon=True)
-            process.start()
+        main = spawn.get_preparation_data("") if task.environment.startswith("__main__:") else {}
+        main = {name: value for name, value in main.items() if name.startswith("init_main")}
+        for share in self._shares:
+            ours, theirs = Pipe()
+            program = _PROGRAM.format([x for x in sys.path if isinstance(x, str)], theirs.fileno())
+            # In a group of its own, so that Ctrl-C is for us, who save first.
+            process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
+            # Who is dead already is missed below.
+            with contextlib.suppress(OSError):
+                ours.send((task, tuple(entropy), [worlds[i] for i in share], main))
 
     @property
     def pids(self) -> list[int]:
         """Of the processes."""
-        return [process.pid for process in self._processes if process.pid is not None]
+        return [process.pid for process in self._processes]
 
     def reset(self) -> Steps:
-        """The first observations; to be asked for once, before any step.
+        """The first observations; to be asked for once, before any step. To start and make environments takes its time.
 
         Raises:
             HostError: as for `step`.
         """
-        return self._gather()
+        self._gather(math.inf)
+        return self._steps()
 
     def step(self, actions: np.ndarray) -> Steps:
         """Step all worlds; [b, n, ...].
@@ -236,7 +307,7 @@ class Workers:
                 pipe.send(actions[share])
             except (BrokenPipeError, ConnectionResetError):
                 raise self._died(number) from None
-        return self._gather()
+        return self._steps()
 
     def close(self) -> None:
         """End the processes, gently if they listen."""
@@ -247,54 +318,59 @@ class Workers:
                 process.kill()
         until = time.monotonic() + 1.0
         for process in self._processes:
-            process.join(max(0.0, until - time.monotonic()))
-            if process.is_alive():
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
                 process.kill()
-                process.join()
-            process.close()
+                process.wait()
         for pipe in self._pipes:
             pipe.close()
         self._pipes, self._processes = [], []
 
-    def _gather(self) -> Steps:
-        found: dict[int, Steps] = {}
-        until = time.monotonic() + self._task.patience
+    def _steps(self) -> Steps:
+        rows = self._gather(self._task.patience)
+        return Steps(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
+
+    def _gather(self, patience: float) -> list[Any]:
+        """The next message of each process."""
+        found: dict[int, Any] = {}
+        until = time.monotonic() + patience
         while missing := [i for i in range(len(self._pipes)) if i not in found]:
             if self._stopping.is_set():
                 raise Stopped
             left = until - time.monotonic()
             if left <= 0:
-                raise HostError(
-                    f"{self._who(missing[0])} did not answer within {self._task.patience:g} s; "
-                    "if a step takes so long, raise patience"
-                )
+                late = f"{self._who(missing[0])} did not answer within {patience:g} s"
+                raise HostError(f"{late}; if a step takes so long, raise patience")
             # A pipe is ready, too, when the other end has died.
             ready = wait([self._pipes[i] for i in missing], min(_GLANCE, left))
             for number in missing:
                 if self._pipes[number] in ready:
                     found[number] = self._received(number)
-        rows = [found[i] for i in range(len(self._pipes))]
-        return Steps(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
+        return [found[i] for i in range(len(self._pipes))]
 
-    def _received(self, number: int) -> Steps:
+    def _received(self, number: int) -> Any:
         try:
             message = self._pipes[number].recv()
         except (EOFError, OSError):
             raise self._died(number) from None
-        if isinstance(message, str):
-            raise HostError(f"{self._who(number)}: {message}")
+        if isinstance(message, Failure):
+            raise self._failed(number, message)
         return message
+
+    def _failed(self, number: int, failure: Failure) -> HostError:
+        return HostError(f"{self._who(number)}: {failure.line}", failure.details)
 
     def _died(self, number: int) -> HostError:
         pipe, process = self._pipes[number], self._processes[number]
         # Its last words, if it had any.
-        try:
-            if pipe.poll() and isinstance(message := pipe.recv(), str):
-                return HostError(f"{self._who(number)}: {message}")
-        except (EOFError, OSError):
-            pass
-        process.join(1.0)
-        return HostError(f"{self._who(number)} died with exit code {process.exitcode}")
+        with contextlib.suppress(EOFError, OSError):
+            while pipe.poll():
+                if isinstance(message := pipe.recv(), Failure):
+                    return self._failed(number, message)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        return HostError(f"{self._who(number)} died with exit code {process.returncode}")
 
     def _who(self, number: int) -> str:
         share = self._shares[number]

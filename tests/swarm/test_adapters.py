@@ -4,16 +4,19 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 
+import equinox as eqx
 import hosts
 import numpy as np
 import pytest
 
 import swarm
 from swarm.adapters.environments import HostError, make_environment
+from swarm.adapters.host import advance, begin
 from swarm.adapters.layout import Converter, Layout
 from swarm.adapters.workers import HostWorld, Stopped, Task, Workers
 from swarm.config import load
@@ -98,6 +101,31 @@ def test_agents_come_and_end_each_in_its_way():
     np.testing.assert_array_equal(steps[5].next_own[0, :2], [0, 0])
 
 
+@pytest.mark.parametrize("stays", ["", "terminated", "truncated"])
+def test_whoever_is_listed_acts_and_whoever_comes_back_begins_anew(stays, tmp_path):
+    world = HostWorld(task("Returns", stays=stays), (0,), 0, 0)
+    # The environment asserts that exactly those listed act.
+    rows = [world.reset(), *(world.step(np.zeros((2, 1), np.int32)) for _ in range(6))]
+    assert [bool(r.ended) for r in rows] == [False] * 6 + [True]
+    assert [bool(r.next_alive[0]) for r in rows] == [True, True, bool(stays), True, True, True, True]
+    ends = [(bool(r.terminated[0]), bool(r.truncated[0])) for r in rows]
+    assert ends[2] == (stays != "truncated", stays == "truncated")
+    assert sum(t or c for t, c in ends) == 2
+
+    simulator = swarm.make(write(tmp_path, f'environment = "hosts:Returns"\noptions.stays = "{stays}"'))
+    scene, _ = eqx.filter_jit(begin)(simulator, rows[0])
+    uids = [np.asarray(scene.entities.uid).tolist()]
+    for row in rows[1:-1]:
+        final, scene, timestep = eqx.filter_jit(advance)(simulator, scene, row)
+        uids.append(np.asarray(scene.entities.uid).tolist())
+        if row is rows[2]:
+            # Who is cut off is still who it was, as far as the value of its last observation goes.
+            assert int(final.entities.uid[0]) == (0 if stays != "terminated" else 2)
+            assert bool(timestep.terminated[0]) != bool(timestep.truncated[0])
+    first = [[0, 1], [0, 1]]
+    assert uids == [*first, [2, 1] if stays else [0, 1], *[[2, 1]] * 3]
+
+
 def test_a_gymnasium_episode_is_truncated_or_terminated_as_it_says():
     cartpole = task("gymnasium:CartPole-v1", max_steps=3)
     world = HostWorld(cartpole, (0,), 0, 0)
@@ -162,6 +190,77 @@ def test_a_failure_is_one_line_and_leaves_nobody_behind(how, said):
     workers.close()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     assert not [p for p in multiprocessing.active_children() if p.name.startswith("environments-")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, r"ValueError: xxx.* \.\.\. xxx.* \(5,000,012 characters\) \(.*hosts.py:\d+\)"),
+        ({"mute": True}, "Unspeakable"),
+    ],
+)
+def test_an_error_of_many_words_or_none_is_a_line_and_its_trace(options, said):
+    workers = Workers(task("Talker", **options), (0,), [(0, 0)])
+    workers.reset()
+    workers.step(np.zeros((1, 1, 1), np.int32))
+    with pytest.raises(HostError, match=said) as error:
+        workers.step(np.zeros((1, 1, 1), np.int32))
+    workers.close()
+    assert len(str(error.value)) < 1000
+    assert "in step\n" in error.value.details
+    assert len(error.value.details) > (0 if options else 5_000_000)
+
+
+SCRIPT = """
+import gymnasium, numpy as np
+from swarm.adapters.environments import HostError, make_environment
+from swarm.adapters.layout import Layout
+from swarm.adapters.workers import Task, Workers
+import swarm
+
+print("imported as", __name__, flush=True)
+
+class Mine(gymnasium.Env):
+    observation_space = gymnasium.spaces.Discrete(2)
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        return 1, {}
+
+GUARD
+    swarm.make("NAME.toml")
+    task = Task("NAME", "{}", Layout.of(make_environment("NAME", {})), 8, 2, 60.0)
+    workers = Workers(task, (0,), [(0, 0), (1, 0)])
+    try:
+        print("first", workers.reset().next_own.tolist())
+    except HostError as error:
+        print("error", error)
+    workers.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "guard", "said"),
+    [
+        # Nobody needs a guard unless the script itself holds the environment.
+        ("hosts:Signs", "if True:", "first [[["),
+        pytest.param("script:Mine", 'if __name__ == "__main__":', "first [[[", marks=pytest.mark.slow),
+        pytest.param("__main__:Mine", 'if __name__ == "__main__":', "first [[[", marks=pytest.mark.slow),
+        ("script:Mine", "if True:", 'put that under if __name__ == "__main__":'),
+        pytest.param("__main__:Mine", "if True:", 'put that under if __name__ == "__main__":', marks=pytest.mark.slow),
+    ],
+)
+def test_a_script_starts_processes_once_guarded_or_not(environment, guard, said, tmp_path):
+    (tmp_path / f"{environment}.toml").write_text(f'environment = "{environment}"')
+    (tmp_path / "script.py").write_text(SCRIPT.replace("GUARD", guard).replace("NAME", environment))
+    path = os.pathsep.join([*(p for p in sys.path if p), str(tmp_path)])
+    words = [sys.executable, "script.py"]
+    settings = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True}
+    found = subprocess.run(words, **settings, timeout=120, check=False)
+    assert found.returncode == 0
+    assert said in found.stdout.splitlines()[-1]
+    assert not found.stderr
+    assert found.stdout.count("imported as") <= 3
+    assert found.stdout.count("imported as __main__") == 1
 
 
 def test_a_process_that_is_killed_is_missed_at_once():

@@ -178,3 +178,77 @@ class Strange(gymnasium.Env):
 
 def nothing():
     return 3
+
+
+class Returns(ParallelEnv):
+    """The player leaves after its second step and comes back a step later; the witness stays. Ends after six steps.
+
+    `stays`: the player is still listed where it ends ("terminated" or "truncated"), and has to act at once.
+    """
+
+    metadata = {"name": "returns"}  # noqa: RUF012
+    possible_agents = ["player_0", "witness_0"]  # noqa: RUF012
+
+    def __init__(self, stays=""):
+        self._stays, self._row, self._both = stays, spaces.Box(0.0, 8.0, (1,), np.float32), spaces.Discrete(2)
+
+    def observation_space(self, agent):
+        return self._row
+
+    def action_space(self, agent):
+        return self._both
+
+    def reset(self, seed=None, options=None):
+        self._step, self.agents = 0, list(self.possible_agents)
+        return self._look(), {}
+
+    def step(self, actions):
+        assert set(actions) == set(self.agents), "everyone listed acts"
+        self._step += 1
+        acted, leaves = self.agents, self._step == 2
+        here = self._stays or self._step != 2
+        self.agents = (["player_0"] if here else []) + ["witness_0"]
+        over = dict.fromkeys(acted, self._step == 6)
+        dies = over | {"player_0": leaves and self._stays != "truncated"}
+        cut = dict.fromkeys(acted, False) | {"player_0": leaves and self._stays == "truncated"}
+        # Nobody is struck off the list at the end, as in many an environment.
+        return self._look(), dict.fromkeys(acted, 1.0), dies | over if self._step == 6 else dies, cut, {}
+
+    def _look(self):
+        return {agent: np.asarray([self._step], np.float32) for agent in self.possible_agents}
+
+
+class Odd(gymnasium.Env):
+    """Shows and pays what it is told, as `numpy` makes it of a text."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, seen="0.0", reward="0.0", space="Box(-inf, inf, (1,))"):
+        names = {name: getattr(np, name) for name in ("inf", "nan", "float64", "int64", "uint8", "bool_", "array")}
+        self._seen, self._reward = (eval(text, names) for text in (seen, reward))
+        self.observation_space = eval(space, names | {"Box": spaces.Box, "Discrete": spaces.Discrete})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._seen, {}
+
+    def step(self, action):
+        return self._seen, self._reward, False, False, {}
+
+
+class Talker(Signs):
+    """Fails in its second step with many words, or with an error that cannot be told."""
+
+    def __init__(self, n_characters=5_000_000, mute=False):
+        super().__init__()
+        self._n, self._mute = n_characters, mute
+
+    def step(self, action):
+        if self._step == 1:
+            raise Unspeakable() if self._mute else ValueError("x" * self._n)
+        return super().step(action)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")

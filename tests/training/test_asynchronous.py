@@ -1,6 +1,7 @@
 """Actors that run by themselves: they overlap with the learner, lag, drop, die and stop."""
 
 import threading
+import time
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from swarm import train
 from swarm.config import load
 from swarm.errors import ConfigError
-from training.asynchronous import ActorError, Asynchronous
+from training.asynchronous import ActorError, Asynchronous, Collector
 from training.build import build_learner
 from training.config import load_training
 from training.runs import RunFolder
@@ -102,11 +103,29 @@ def test_an_actor_that_dies_stops_the_learner(rivals):
     assert not names()
 
 
-def test_who_never_delivers_is_not_waited_for(rivals):
+def test_who_never_delivers_is_not_waited_for(rivals, monkeypatch):
+    monkeypatch.setattr(Collector, "__call__", lambda self, *_: time.sleep(1.0))
     learner = build(rivals, impala__patience=0.01)
     learned, actors = learner.init(0)
     with pytest.raises(ActorError, match="no actor delivered"):
         learner.update(learned, actors)
+    learner.close()
+
+
+def test_patience_does_not_count_compilation(rivals, monkeypatch):
+    prepare, clock, later = Collector.prepare, time.perf_counter, [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + later[0])
+
+    def slowly(self, *inputs):
+        # An hour passes while the learner waits.
+        time.sleep(0.5)
+        later[0] += 3600.0
+        time.sleep(1.5)
+        prepare(self, *inputs)
+
+    monkeypatch.setattr(Collector, "prepare", slowly)
+    learner = build(rivals, impala__patience=600.0)
+    learner.update(*learner.init(0))
     learner.close()
 
 
