@@ -99,7 +99,7 @@ class Vasarhelyi(AbstractRules):
             n_seen=config.observation.others,
             search=neighbor_search(Open(jnp.zeros(2), size), radio.range, drone.capacity, config.search),
             dynamics=VelocityLag(*(jnp.full(1, x, jnp.float32) for x in (drone.tau, drone.acceleration, drone.speed))),
-            gps=gps(dt, 1.0 / dt, 2, errors.drift, errors.drift_time, 0.0, errors.velocity_noise),
+            gps=gps(dt, 1.0 / dt, 2, errors.drift, errors.drift_time, 0.0, errors.velocity_noise, 0, errors.common),
             radio=NearestRadio(loss, delay=round(radio.delay / dt), k=radio.heard),
             pillars=Balls(discs[:, :2], discs[:, 2]),
             size=size,

@@ -51,11 +51,12 @@ class PopulationTable(Table):
 
 
 class GpsTable(Table):
-    """Table `gps`: standard deviations along each axis."""
+    """Table `gps`: standard deviations along each axis, and the share of the drift that all have in common."""
 
     drift: float = Amount
     drift_time: float = Positive
     velocity_noise: float = Amount
+    common: float = pydantic.Field(default=0.0, ge=0.0, le=1.0)
 
 
 class RadioTable(Table):

@@ -131,7 +131,7 @@ class Dryden(eqx.Module):
         lengths, sigmas = self.scales(entities.position[:, 2])
         airspeed = jnp.maximum(norm(entities.velocity - mean), self.min_airspeed)
         passed = dt * airspeed[:, None] / lengths
-        draw = jax.vmap(lambda k: jax.random.normal(k, (5,)))(entities.keys(key))
+        draw = rounded(jax.vmap(lambda k: jax.random.normal(k, (5,)))(entities.keys(key)))
         old, new = eddies.filters, (eddies.uid != entities.uid)
         along = gauss_markov(old[:, 0], draw[:, 0], passed[:, 0])
         across = _two_stages(old[:, 1], old[:, 2], draw[:, 1], draw[:, 2], passed[:, 1])
@@ -149,8 +149,12 @@ class Dryden(eqx.Module):
 
 
 def gauss_markov(state: Array, draw: Array, r: Array) -> Array:
-    """A first-order Gauss-Markov process of variance 1 after `r` time constants, from a standard normal draw; exact."""
-    return rounded(jnp.exp(-r) * state) + rounded(jnp.sqrt(-jnp.expm1(-2.0 * r)) * draw)
+    """A first-order Gauss-Markov process of variance 1 after `r` time constants, from a standard normal draw; exact.
+
+    As a change of the state: exp(-r) itself, rounded, would have another time constant where r is small, and none
+    where it rounds to 1.
+    """
+    return state + (rounded(jnp.expm1(-r) * state) + rounded(jnp.sqrt(-jnp.expm1(-2.0 * r)) * draw))
 
 
 def _stationary(one: Array, two: Array) -> tuple[Array, Array]:
@@ -163,12 +167,13 @@ def _two_stages(a: Array, b: Array, one: Array, two: Array, r: Array) -> tuple[A
 
     That is [P(1, 2r), P(2, 2r)/2; P(2, 2r)/2, P(3, 2r)/2] with the incomplete gamma functions P.
     """
-    left, s = jnp.exp(-r), 2.0 * r
+    left, fading, s = jnp.exp(-r), jnp.expm1(-r), 2.0 * r
     first = jnp.sqrt(-jnp.expm1(-s))
     mixed = 0.5 * _gamma_p(2, s) / jnp.where(first > 0, first, 1.0)
     second = jnp.sqrt(jnp.maximum(0.5 * _gamma_p(3, s) - rounded(mixed * mixed), 0.0))
-    new_a = rounded(left * a) + rounded(first * one)
-    new_b = rounded(left * (b + rounded(r * a))) + rounded(mixed * one) + rounded(second * two)
+    new_a = a + (rounded(fading * a) + rounded(first * one))
+    change = rounded(fading * b) + rounded(rounded(left * r) * a)
+    new_b = b + (change + rounded(mixed * one) + rounded(second * two))
     return new_a, new_b
 
 

@@ -27,6 +27,8 @@ from swarm.links import AbstractLoss, Loss
 from swarm.space import root, rounded, square_length
 
 Amount = float | int | Sequence[float]
+# What draws for all are keyed by: no entity has this identity.
+_SKY = np.uint32(0xFFFFFFFE)
 
 
 class Reading(eqx.Module):
@@ -51,7 +53,8 @@ class Track(eqx.Module):
 
     Attributes:
         bias: constant error, in units of what is measured.
-        drift: slow error, in standard deviations.
+        drift: slow error of its own, in standard deviations.
+        shared: slow error that all have in common, likewise.
         held: samples as they stood after each of the last steps, a ring.
         clock: steps so far.
         age: steps since the first one of the entity.
@@ -60,6 +63,7 @@ class Track(eqx.Module):
 
     bias: Float[Array, "n q"]
     drift: Float[Array, "n q"]
+    shared: Float[Array, " q"]
     held: Float[Array, "t n q"]
     clock: Int[Array, ""]
     age: Int[Array, " n"]
@@ -71,7 +75,9 @@ class Sensor(eqx.Module):
 
     The bias is drawn once for each entity. The drift is a first-order Gauss-Markov process, discretised exactly:
     correlation drift^2 exp(-t / drift_time), stationary from birth. Noise is white. The first step of an entity
-    samples. Quantities have errors of their own, independent of each other.
+    samples. Quantities have errors of their own, independent of each other. Of the drift's variance a share may be
+    common to all entities of a world: one process for each quantity, drawn in the first step of the world, which moves
+    on in every `period`-th step of the world.
 
     Attributes:
         bias: standard deviation of each of `q` quantities.
@@ -79,6 +85,7 @@ class Sensor(eqx.Module):
         drift_rate: periods per correlation time of the drift.
         noise: standard deviation of a sample.
         period: steps between samples.
+        common: share of the drift's variance that all entities of a world have in common, from 0 to 1.
         latency: steps from sampling to reading.
     """
 
@@ -87,6 +94,7 @@ class Sensor(eqx.Module):
     drift_rate: Float[Array, " q"]
     noise: Float[Array, " q"]
     period: Int[Array, ""]
+    common: Float[Array, " q"]
     latency: int = eqx.field(static=True)
 
     @classmethod
@@ -100,6 +108,7 @@ class Sensor(eqx.Module):
         drift_time: Amount = 1.0,
         noise: Amount = 0.0,
         latency: int = 0,
+        common: Amount = 0.0,
     ) -> "Sensor":
         """Build it from numbers, one for all quantities or one for each.
 
@@ -112,12 +121,15 @@ class Sensor(eqx.Module):
             drift_time: correlation time of the drift, seconds.
             noise: standard deviation of a sample, likewise.
             latency: steps from sampling to reading.
+            common: share of the drift's variance that all entities of a world have in common, likewise; from 0 to 1.
 
         Raises:
             ConfigError: a number is out of range, or no whole number of steps makes the rate.
         """
         if latency < 0:
             raise ConfigError(f"Sensor: latency = {latency}: expected 0 steps or more")
+        if np.any(np.asarray(common, float) > 1):
+            raise ConfigError(f"Sensor: common = {common}: expected shares of the drift's variance, from 0 to 1")
         period = _period(time_step, rate)
         return cls(
             bias=_row("bias", bias, n_quantities),
@@ -125,6 +137,7 @@ class Sensor(eqx.Module):
             drift_rate=period * time_step / _row("drift_time", drift_time, n_quantities, positive=True),
             noise=_row("noise", noise, n_quantities),
             period=jnp.int32(period),
+            common=_row("common", common, n_quantities),
             latency=latency,
         )
 
@@ -133,7 +146,8 @@ class Sensor(eqx.Module):
         n, q = entities.n_slots, self.noise.shape[0]
         nobody = jnp.full(n, -2, jnp.int32)
         ring = jnp.zeros((self.latency + 1, n, q))
-        return Track(jnp.zeros((n, q)), jnp.zeros((n, q)), ring, jnp.int32(0), jnp.zeros(n, jnp.int32), nobody)
+        zero = jnp.zeros((n, q))
+        return Track(zero, zero, jnp.zeros(q), ring, jnp.int32(0), jnp.zeros(n, jnp.int32), nobody)
 
     def step(
         self, track: Track, entities: Entities, truth: Float[Array, "n q"], key: Key[Array, ""]
@@ -149,18 +163,26 @@ class Sensor(eqx.Module):
         new = track.uid != entities.uid
         age = jnp.where(new, 0, track.age + 1)
         due = (age % self.period == 0)[:, None]
-        draw = jax.vmap(lambda k: jax.random.normal(k, (3, truth.shape[1])))(entities.keys(key))
+        # Rounded: a normal number is itself a product, which could be joined with the next.
+        draw = rounded(jax.vmap(lambda k: jax.random.normal(k, (3, truth.shape[1])))(entities.keys(key)))
         bias = jnp.where(new[:, None], rounded(self.bias[None] * draw[:, 0]), track.bias)
         drift = gauss_markov(track.drift, draw[:, 1], self.drift_rate[None])
         drift = jnp.where(new[:, None], draw[:, 1], jnp.where(due, drift, track.drift))
-        sample = truth + bias + rounded(self.drift[None] * drift) + rounded(self.noise[None] * draw[:, 2])
+        sky = rounded(jax.random.normal(jax.random.fold_in(key, _SKY), self.drift.shape))
+        shared = jnp.where(
+            track.clock % self.period == 0, gauss_markov(track.shared, sky, self.drift_rate), track.shared
+        )
+        shared = jnp.where(track.clock == 0, sky, shared)
+        alone, together = (self.drift * root(share) for share in (1.0 - self.common, self.common))
+        slow = rounded(alone[None] * drift) + rounded(together * shared)[None]
+        sample = truth + bias + slow + rounded(self.noise[None] * draw[:, 2])
         length = self.latency + 1
         held = jnp.where(due, sample, track.held[(track.clock - 1) % length])
         ring = track.held.at[track.clock % length].set(held)
         there = age >= self.latency
         value = jnp.where(there[:, None], ring[(track.clock + 1) % length], 0.0)
         since = jnp.where(there, self.latency + (age - self.latency) % self.period, -1)
-        return Track(bias, drift, ring, track.clock + 1, age, entities.uid), Reading(value, since)
+        return Track(bias, drift, shared, ring, track.clock + 1, age, entities.uid), Reading(value, since)
 
 
 def _row(name: str, value: Amount, n: int, positive: bool = False) -> Float[Array, " n"]:
@@ -196,19 +218,68 @@ def gps(
     position_noise: float = 0.1,
     velocity_noise: float = 0.05,
     latency: int = 0,
+    common: float = 0.92,
 ) -> Sensor:
     """A receiver whose 2 n_dimensions quantities are position (metres) and velocity (metres per second).
 
     Its error in position is nearly all slow, and half as large again upward. The default drift is the 2.5 m in which a
     u-blox M8 is half of the time (2.5 / sqrt(2 ln 2) = 2.1 along each axis), its velocity noise is theirs, too; the
-    correlation time, and how much is white, are of the order that simulators use. Arguments in seconds, hertz, metres,
-    metres per second, and steps; errors as for `Sensor.of`.
+    correlation time, and how much is white, are of the order that simulators use.
+
+    Receivers under one sky have most of the drift in common: `common` is the share of its variance that comes from
+    satellites and atmosphere (2.1 m of ephemeris, 2.1 m of clocks, 4.0 m of ionosphere, 0.7 m of troposphere, beside
+    1.4 m of multipath and 0.5 m of the receiver: Parkinson 1996, "GPS error analysis", standard error model of L1 C/A).
+    So two of them err by sqrt(2 (1 - common)) = 0.4 of the drift against each other, wherever they are: right for
+    swarms within some kilometres. 0: independent, as receivers do that see different satellites. The common part is
+    that of a world, which a batch has many of.
+
+    Other arguments in seconds, hertz, metres, metres per second, and steps; errors as for `Sensor.of`.
     """
     up = [1.0, 1.0, 1.5][:n_dimensions]
-    zero = [0.0] * n_dimensions
+    return _receiver(time_step, rate, up, position_drift, drift_time, position_noise, velocity_noise, latency, common)
+
+
+def rtk(
+    time_step: float,
+    rate: float = 5.0,
+    n_dimensions: int = 3,
+    position_drift: float = 0.0085,
+    drift_time: float = 60.0,
+    position_noise: float = 0.002,
+    velocity_noise: float = 0.05,
+    latency: int = 0,
+    common: float = 0.5,
+) -> Sensor:
+    """A receiver with fixed carrier phases and a base station: position against the base, to a centimetre.
+
+    What satellites and atmosphere add is the same at the base, and gone. The default drift is the 0.01 m in which a
+    u-blox ZED-F9P is half of the time, level and upward (data sheet: 0.01 m CEP and R50, and 1 mm for each kilometre
+    to the base, which is left out): 0.01 / sqrt(2 ln 2) = 0.0085 along each level axis, 0.01 / 0.674 upward; its
+    velocity noise is theirs, too. Antennas of base and receiver err alike, and all share that of the base: half of the
+    variance is common. How slow it is, and how much is white, are assumptions. Where the base is wrong, add that.
+
+    Arguments as for `gps`.
+    """
+    up = [1.0, 1.0, 1.745][:n_dimensions]
+    return _receiver(time_step, rate, up, position_drift, drift_time, position_noise, velocity_noise, latency, common)
+
+
+def _receiver(
+    time_step: float,
+    rate: float,
+    up: list[float],
+    position_drift: float,
+    drift_time: float,
+    position_noise: float,
+    velocity_noise: float,
+    latency: int,
+    common: float,
+) -> Sensor:
+    """Position with drift and noise, so many times as large along each axis; velocity with noise."""
+    n, zero = len(up), [0.0] * len(up)
     drift = [position_drift * share for share in up]
-    noise = [position_noise * share for share in up] + [velocity_noise] * n_dimensions
-    return Sensor.of(2 * n_dimensions, time_step, rate, 0.0, drift + zero, drift_time, noise, latency)
+    noise = [position_noise * share for share in up] + [velocity_noise] * n
+    return Sensor.of(2 * n, time_step, rate, 0.0, drift + zero, drift_time, noise, latency, common)
 
 
 # Largest Allan deviation of a Gauss-Markov process of standard deviation 1, at 1.89 times its correlation time.

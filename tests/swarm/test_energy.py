@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 
 from swarm.dynamics import load_airframe
-from swarm.energy import Battery, Pads, PowerTable, RotorPower
+from swarm.energy import Battery, Charge, Pads, PowerTable, RotorPower
 from swarm.errors import ConfigError
 from swarm.space import Open, Periodic
 
@@ -120,6 +120,63 @@ def test_a_drone_hovers_as_long_as_its_battery_lasts():
     lasts = 0.5 * (1 + np.asarray(flat).argmax(axis=0))
     np.testing.assert_allclose(lasts, 10_000 / published(np.asarray([0.0, 10.0])), atol=0.5)
     np.testing.assert_array_equal(energy, 0.0)
+
+
+MILLISECOND = jnp.float32(1e-3)
+
+
+@jax.jit
+def by_milliseconds(energy, load, n_steps, swing):
+    """Joules after steps of 1 ms under a load, and its swing of 30 %; negative loads charge."""
+    battery, kind = Battery.of([3330.0, 30_000.0, 1000.0, 5e5]), jnp.arange(4)
+
+    def body(i, energy):
+        watts = load * (1.0 + swing * 0.3 * jnp.sin(1e-3 * i.astype(jnp.float32) * (1.0 + kind)))
+        return battery.step(energy, kind, jnp.maximum(watts, 0.0), jnp.maximum(-watts, 0.0), MILLISECOND)
+
+    return jax.lax.fori_loop(0, n_steps, body, energy)
+
+
+def drawn_of(load, n_steps, swing):
+    i = np.arange(n_steps)[:, None]
+    return 1e-3 * np.sum(np.asarray(load, float) * (1 + swing * 0.3 * np.sin(1e-3 * i * (1 + np.arange(4)))), axis=0)
+
+
+def check_small_steps(n_steps):
+    load, start = jnp.asarray([0.7, 7.9, 0.25, -120.0]), jnp.asarray([3330.0, 30_000.0, 1000.0, 3e4])
+    for swing in (0.0, 1.0):
+        exact = drawn_of(load, n_steps, swing)
+        charge = by_milliseconds(Charge.of(start), load, n_steps, swing)
+        held = np.asarray(charge.energy, float) + np.asarray(charge.rest, float)
+        np.testing.assert_allclose(np.asarray(start, float) - held, exact, rtol=1e-6)
+        np.testing.assert_array_equal(charge.energy, charge.energy + charge.rest)
+        # Plain numbers, to the last digit of what they hold: half a unit, and what rounding to it leaves at random.
+        plain = np.asarray(start, float) - np.asarray(by_milliseconds(start, load, n_steps, swing), float)
+        digit = np.spacing(np.asarray(start))
+        np.testing.assert_array_less(np.abs(plain - exact), digit * (3.0 + swing * n_steps**0.5))
+
+
+def test_many_small_steps_draw_what_they_should():
+    check_small_steps(60_000)
+
+
+@pytest.mark.slow
+def test_an_hour_of_milliseconds_draws_what_it_should():
+    check_small_steps(3_600_000)
+
+
+def test_a_charge_stays_between_empty_and_full_and_has_a_slope():
+    battery, kind = Battery.of([10.0]), jnp.zeros(3, jnp.int32)
+
+    def after(drawn, start, charge):
+        energy = battery.step(Charge.of(start) if charge else start, kind, drawn, jnp.zeros(3), jnp.float32(0.5))
+        return energy.energy if charge else energy
+
+    start, drawn = jnp.asarray([10.0, 5.0, 1.0]), jnp.asarray([-4.0, 3.0, 4.0])
+    for charge in (False, True):
+        np.testing.assert_array_equal(after(drawn, start, charge), [10.0, 3.5, 0.0])
+        slopes = jax.grad(lambda d, s, c=charge: after(d, s, c)[1], (0, 1))(drawn, start)
+        np.testing.assert_allclose(slopes, [[0, -0.5, 0], [0, 1, 0]], rtol=1e-6)
 
 
 def test_pads_fill_those_on_them_up_to_the_capacity():

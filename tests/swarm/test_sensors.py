@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from swarm.disturbance import gauss_markov
 from swarm.dynamics import Motion, drone_dynamics, quaternion
 from swarm.dynamics.quaternion import components, joined
 from swarm.entities import Entities
@@ -14,7 +15,7 @@ from swarm.links import Loss
 from swarm.neighbors import AllPairs
 from swarm.obstacles import Balls, Boxes, Union
 from swarm.sensing import camera_rays, into_world, scan_rays, visible
-from swarm.sensors import Ranging, Sensor, gps, imu, inertial
+from swarm.sensors import Ranging, Sensor, gps, imu, inertial, rtk
 from swarm.space import Open
 
 pytestmark = pytest.mark.optimised
@@ -100,6 +101,57 @@ def test_a_gps_drifts_in_position_and_not_in_velocity():
     assert gps(0.1, n_dimensions=2).noise.shape == (4,)
 
 
+def errors_of_worlds(sensor, n_worlds, n_receivers, n_steps):
+    """Readings of receivers at rest at 0 [world, time, receiver, quantity]."""
+    uid = jnp.broadcast_to(jnp.arange(n_receivers), (n_steps, n_receivers))
+    truth = jnp.zeros((n_steps, n_receivers, sensor.noise.shape[0]))
+
+    @jax.jit
+    @jax.vmap
+    def run(key):
+        return watched(sensor, uid, truth, key).value
+
+    return np.asarray(run(jax.random.split(jax.random.key(5), n_worlds)))
+
+
+def test_receivers_under_one_sky_have_most_of_their_drift_in_common():
+    # Steps of 2 s, a sample in each second one; a correlation time of 8 s.
+    sensor = gps(2.0, 0.25, drift_time=8.0)
+    error = errors_of_worlds(sensor, 8_000, 2, 5)
+    np.testing.assert_allclose(error.var(axis=(0, 2))[0, :3], [2.1**2 + 0.1**2] * 2 + [1.5**2 * 4.42], rtol=0.06)
+    between = error[:, :, 0] - error[:, :, 1]
+    # 0.84 m along each axis, where independent receivers have 3 m.
+    np.testing.assert_allclose(
+        between.std(axis=0)[0, :3], np.sqrt(2 * (0.08 * 2.1**2 + 0.01)) * np.asarray([1, 1, 1.5]), rtol=0.04
+    )
+    assert np.mean(error[:, 0, 0, 0] * error[:, 4, 1, 0]) == pytest.approx(0.92 * 2.1**2 * np.exp(-1), rel=0.08)
+    # The velocity has nothing in common.
+    assert abs(np.mean(error[:, 0, 0, 3] * error[:, 0, 1, 3])) < 5 * 0.05**2 / 8_000**0.5
+    # Nor have axes, or worlds.
+    assert abs(np.mean(error[:, 0, 0, 0] * error[:, 0, 0, 1])) < 5 * 2.1**2 / 8_000**0.5
+
+
+def test_independent_receivers_and_those_of_a_base_station():
+    apart = errors_of_worlds(gps(0.2, common=0.0), 4_000, 2, 1)[:, 0]
+    assert np.std(apart[:, 0, 0] - apart[:, 1, 0]) == pytest.approx(np.sqrt(2) * 2.1, rel=0.05)
+    fixed = errors_of_worlds(rtk(0.2), 8_000, 2, 1)[:, 0]
+    # Half of the time within a centimetre, level and upward.
+    level = np.median(np.hypot(fixed[:, :, 0], fixed[:, :, 1]))
+    assert level == pytest.approx(0.01, rel=0.06)
+    assert np.median(np.abs(fixed[:, :, 2])) == pytest.approx(0.01, rel=0.06)
+    with pytest.raises(ConfigError, match=r"common = 1\.5: expected shares"):
+        gps(0.2, common=1.5)
+
+
+def test_a_drift_keeps_its_time_and_its_variance_at_small_steps():
+    """Of 2e-7 time constants, where exp(-r) has one digit left: after 200,000 of them, and from without noise."""
+    r, n = jnp.float32(2e-7), 200_000
+    kept = jax.jit(
+        lambda: jax.lax.fori_loop(0, n, lambda i, x: gauss_markov(x, jnp.zeros(64), r), jnp.linspace(1, 2, 64))
+    )()
+    np.testing.assert_allclose((kept / np.linspace(1, 2, 64)).mean(), np.exp(-0.04), rtol=5e-3)
+
+
 @pytest.fixture(scope="module")
 def flown():
     """A drone of each kind at rest, and turning at 1 rad/s about an axis while it falls freely."""
@@ -157,7 +209,8 @@ def test_ranges_have_their_noise_and_their_gaps():
 
 
 def test_readings_depend_on_neither_capacity_nor_batch_nor_slot_and_the_dead_are_inert():
-    sensor = gps(0.1, latency=1)
+    # A common drift, independent ones, and centimetres.
+    sensors = gps(0.1, latency=1), gps(0.1, latency=1, common=0.0), rtk(0.1, latency=1)
     rng = np.random.default_rng(0)
     uid = np.repeat(np.arange(N)[None], T, axis=0)
     uid[10:, 2] = 70
@@ -167,24 +220,27 @@ def test_readings_depend_on_neither_capacity_nor_batch_nor_slot_and_the_dead_are
     key, order = jax.random.key(3), rng.permutation(N)
     uid, wide_uid = (jnp.asarray(x, jnp.int32) for x in (uid, wide_uid))
 
-    def run(uid, truth, key):
+    @jax.jit
+    def run(sensor, uid, truth, key):
         readings = watched(sensor, uid, truth, key)
         k = truth[0, :, :3]
         return readings, RANGING.measure(jnp.abs(k), k > -1, entities_of(uid[0]), key)
 
-    alone = jax.jit(run)(uid, truth, key)
-    double = jax.jit(run)(wide_uid, wide, key)
-    batch = jax.jit(jax.vmap(run, in_axes=(0, 0, 0)))(*(jnp.stack([x, x]) for x in (uid, truth)), jnp.stack([key, key]))
-    moved = jax.jit(run)(uid[:, order], truth[:, order], key)
-    back = np.argsort(order)
-    for other, slots in ((double, np.arange(N)), (moved, back)):
-        for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(other), strict=True):
-            # Readings have the axis of time first, ranges have not.
-            np.testing.assert_array_equal(a, b[:, slots] if a.shape[0] == T else b[slots])
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[1]), alone, batch)
-    # The newborn has errors of its own, and who stays keeps them.
-    drawn = np.asarray(alone[0].value - truth)
-    assert abs(drawn[11, 2, :2] - drawn[9, 2, :2]).max() > 0.2
+    many = jax.jit(jax.vmap(run, in_axes=(None, 0, 0, 0)))
+    for sensor in sensors:
+        alone = run(sensor, uid, truth, key)
+        double = run(sensor, wide_uid, wide, key)
+        batch = many(sensor, *(jnp.stack([x, x]) for x in (uid, truth)), jnp.stack([key, key]))
+        moved = run(sensor, uid[:, order], truth[:, order], key)
+        back = np.argsort(order)
+        for other, slots in ((double, np.arange(N)), (moved, back)):
+            for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(other), strict=True):
+                # Readings have the axis of time first, ranges have not.
+                np.testing.assert_array_equal(a, b[:, slots] if a.shape[0] == T else b[slots])
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[1]), alone, batch)
+        # The newborn has errors of its own, and who stays keeps them.
+        drawn = np.asarray(alone[0].value - truth)
+        assert abs(drawn[12, 2, :2] - drawn[9, 2, :2]).max() > 0.05 * float(sensor.drift[0])
 
 
 def test_what_is_seen_depends_on_neither_capacity_nor_batch():
