@@ -262,7 +262,9 @@ class Battle(AbstractRules):
         column = jnp.where(position[:, 0] == self.space.upper[0], n_x - 1.0, column)
         row = jnp.where(position[:, 1] == self.space.upper[1], n_y - 1.0, row)
         inside = among & (column >= 0) & (column < n_x) & (row >= 0) & (row < n_y)
-        return jnp.where(inside, row * n_x + column, n_x * n_y).astype(jnp.int32)
+        # Whole numbers: single precision tells squares apart up to 2^24 of them.
+        column, row = (jnp.where(inside, x, 0.0).astype(jnp.int32) for x in (column, row))
+        return jnp.where(inside, row * n_x + column, n_x * n_y)
 
     def _move(
         self, entities: Entities, living: Bool[Array, " n"], action: Array

@@ -85,7 +85,7 @@ def _goes_first(
     cell = jnp.where(moving, (entities.team * board.height + row) * board.width + column, -1)
     heavy = (entities.kind == HEAVY).astype(jnp.float32)
     first = moving
-    for rank in (heavy, entities.stores[:, POWER], -entities.uid.astype(jnp.float32)):
+    for rank in (heavy, entities.stores[:, POWER], -entities.uid):
         first = first & (rank == _highest(rank, jnp.where(first, cell, n_cells), n_cells))
     return first | (depot_at[row, column] >= 0)
 

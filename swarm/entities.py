@@ -8,7 +8,11 @@ multiply by the mask (NaN times zero is NaN).
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+
+# The largest number of 32 bits: counts stay there, and no identity is given beyond it.
+LAST = np.int32(2**31 - 1)
 
 
 class Entities(eqx.Module):
@@ -122,7 +126,8 @@ class Spawn(eqx.Module):
 def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
     """Put the wanted entities into the lowest free slots, in order, and give them fresh identities.
 
-    Request j of rank r among the wanted takes the r-th free slot (both ranks by prefix sum, so no sorting).
+    Request j of rank r among the wanted takes the r-th free slot (both ranks by prefix sum, so no sorting). Once all
+    identities are spent (IDENTITIES_SPENT) nobody is born any more.
 
     Returns:
         The population, and how many wanted entities found no slot.
@@ -134,7 +139,8 @@ def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
     free_rank = jnp.cumsum(free, dtype=jnp.int32) - 1
     n_free = jnp.sum(free, dtype=jnp.int32)
     slot_of_rank = jnp.full(n, n, jnp.int32).at[jnp.where(free, free_rank, n)].set(jnp.arange(n), mode="drop")
-    served = wanted & (wanted_rank < n_free)
+    found = wanted & (wanted_rank < n_free)
+    served = found & (wanted_rank < LAST - entities.next_uid)
     slot = jnp.where(served, slot_of_rank[jnp.clip(wanted_rank, 0, n - 1)], n)
 
     builder = jnp.full_like(births.kind, -1) if births.builder is None else births.builder
@@ -156,4 +162,9 @@ def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
         n_kinds=entities.n_kinds,
         n_variants=entities.n_variants,
     )
-    return population, jnp.sum(wanted & ~served, dtype=jnp.int32)
+    return population, jnp.sum(wanted & ~found, dtype=jnp.int32)
+
+
+def counted(total: Int[Array, "*v"], more: Int[Array, "*v"]) -> Int[Array, "*v"]:
+    """A total and what comes on top, neither negative; where 32 bits do not hold the sum, the most that they hold."""
+    return total + jnp.minimum(more, LAST - total)

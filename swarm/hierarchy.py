@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
-from swarm.entities import Entities
+from swarm.entities import Entities, counted
 from swarm.grouping import AbstractGrouping, Nodes, Previous
 
 Operation = Literal["sum", "mean", "max", "min", "any", "count"]
@@ -204,6 +204,6 @@ def regroup(hierarchy: Hierarchy, groupings: tuple[AbstractGrouping, ...], entit
         generation=tuple(
             n + (new != was) for n, new, was in zip(old.generation, identities, old.identity, strict=True)
         ),
-        overflow=tuple(n + g.overflow for n, g in zip(old.overflow, groups, strict=True)),
+        overflow=tuple(counted(n, g.overflow) for n, g in zip(old.overflow, groups, strict=True)),
         next_uid=entities.next_uid,
     )

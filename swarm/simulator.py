@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from swarm.entities import Entities, spawn
+from swarm.entities import LAST, Entities, counted, spawn
 from swarm.grouping import AbstractGrouping
 from swarm.hierarchy import Hierarchy, form, regroup
 from swarm.platforms import by_platform
@@ -111,7 +111,7 @@ class Simulator(eqx.Module):
         status = world.status | outcome.status | visible_status(entities, hierarchy)
         status = status | jnp.where(n_refused > 0, Status.ENTITIES_FULL, 0)
         status = status | jnp.where(jnp.any(before & bad), Status.BAD_ACTION, 0)
-        n_overflow = world.n_overflow + n_refused
+        n_overflow = counted(world.n_overflow, n_refused)
         world = World(entities, hierarchy, fields, world.key, world.step + 1, status, n_overflow, world.draw)
         world_terminated = self.rules.ended(world)
         world_truncated = ~world_terminated & (world.step >= self.max_steps)
@@ -186,7 +186,11 @@ def visible_status(entities: Entities, hierarchy: Hierarchy) -> Int[Array, ""]:
     """Status bits that can be read off a population and its groups."""
     lost = jnp.any(entities.alive & ~finite(entities))
     full = functools.reduce(jnp.logical_or, [n > 0 for n in hierarchy.overflow], jnp.zeros((), bool))
-    return jnp.where(lost, jnp.int32(Status.NON_FINITE), 0) | jnp.where(full, jnp.int32(Status.GROUPS_FULL), 0)
+    # Of the groups each may open another one in the next step.
+    spent = [jnp.any(identity > LAST - identity.shape[0]) for identity in hierarchy.identity]
+    spent = functools.reduce(jnp.logical_or, spent, entities.next_uid == LAST)
+    bits = ((lost, Status.NON_FINITE), (full, Status.GROUPS_FULL), (spent, Status.IDENTITIES_SPENT))
+    return functools.reduce(jnp.bitwise_or, [jnp.where(raised, jnp.int32(bit), 0) for raised, bit in bits])
 
 
 def judged(world: World, timestep: TimeStep) -> World:

@@ -17,6 +17,7 @@ class Status(enum.IntFlag):
     BELOW_GROUND = 64
     BAD_OBSERVATION = 128
     BAD_REWARD = 256
+    IDENTITIES_SPENT = 512
 
 
 OVERFLOWS = Status.ENTITIES_FULL | Status.NEIGHBORS_FULL | Status.GROUPS_FULL
@@ -27,6 +28,7 @@ REMEDIES = {
     Status.NON_FINITE: "the state of a living entity is NaN or infinite: check the parameters and the time step",
     Status.NEIGHBORS_FULL: "a neighbour search missed some for want of room: raise search.room",
     Status.GROUPS_FULL: "groups could not be formed for want of slots: give that level of [groups] more slots",
+    Status.IDENTITIES_SPENT: "so many entities or groups came to be that 32 bits number no more: end episodes earlier",
     Status.BAD_ACTION: "an action is NaN, infinite or no action's index, and was replaced: check the policy",
     Status.COMMAND_LIMITED: "a command in physical units is beyond a limit of the vehicle, and was cut to it: command "
     "less, or raise the limit",

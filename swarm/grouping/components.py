@@ -5,7 +5,8 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from swarm.entities import Entities
 from swarm.grouping.rule import AbstractGrouping, Nodes, Previous, groups_of
@@ -21,7 +22,7 @@ class Components(AbstractGrouping):
     are no groups, and are counted as overflow.
 
     Attributes:
-        search: finds neighbours. Its labels are float32 numbers, so there may be 2^24 nodes.
+        search: finds neighbours.
         slots: number of group slots; None: one for each node.
     """
 
@@ -64,6 +65,24 @@ class Components(AbstractGrouping):
         return index, eqx.tree_at(lambda x: x.overflow, groups, overflow)
 
 
+# The bits of the least float32 that is no subnormal, which processors may take for 0; those up to 2^31 - 2^24 above it
+# are the finite ones, in the same order.
+_LEAST = np.int32(0x00800000)
+
+
+def disguised(number: Int[Array, "*v"]) -> Float[Array, "*v"]:
+    """Whole numbers from 0 to 2^31 - 2^25 as float32 numbers of the same order, each another one.
+
+    Their values as float32 numbers would be the same from 2^24 on.
+    """
+    return jax.lax.bitcast_convert_type(number + _LEAST, jnp.float32)
+
+
+def revealed(number: Float[Array, "*v"]) -> Int[Array, "*v"]:
+    """The whole numbers that were `disguised`."""
+    return jax.lax.bitcast_convert_type(number, jnp.int32) - _LEAST
+
+
 def lowest_reachable(near: Neighbors, among: Among) -> Int[Array, " n"]:
     """Lowest slot of each node's connected component; its own where it has no neighbour.
 
@@ -75,8 +94,8 @@ def lowest_reachable(near: Neighbors, among: Among) -> Int[Array, " n"]:
 
     def look(state: tuple[Array, Array]) -> tuple[Array, Array]:
         label, _ = state
-        seen = near.min(lambda way, distance, mine, theirs: theirs, label.astype(jnp.float32)[:, None], among)[:, 0]
-        low = jnp.minimum(label, jnp.where(jnp.isfinite(seen), seen, n).astype(jnp.int32))
+        seen = near.min(lambda way, distance, mine, theirs: theirs, disguised(label)[:, None], among)[:, 0]
+        low = jnp.minimum(label, jnp.where(jnp.isfinite(seen), revealed(seen), n))
         new = jnp.minimum(label.at[label].min(low), low)
         new = new[new]
         new = new[new]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
+from swarm.entities import LAST
 from swarm.errors import ConfigError, nearest
 from swarm.grouping.components import Components
 from swarm.grouping.fixed import Fixed
@@ -92,7 +93,11 @@ def parse_grouping(
         case "kmeans":
             return KMeans(space, count(argument, "a whole number of at least 1, like 'kmeans:4'", 4096), n_teams)
         case "fixed":
-            return Fixed(count(first, "a size of at least 1, like 'fixed:8'"), n_teams, slots("fixed:8,100"))
+            size, room = count(first, "a size of at least 1, like 'fixed:8'"), slots("fixed:8,100")
+            size = min(size, n_slots)
+            if room is not None and size * room > LAST:
+                raise ConfigError(f"{where}: {text!r}: {room} groups of {size} are more than 32 bits count; lower one")
+            return Fixed(size, n_teams, room)
         case "components":
             radius = _number(first)
             if not 1e-9 < radius <= 1e9:

@@ -48,6 +48,17 @@ def test_no_wing_belongs_to_both_armies(name):
     assert n_squads % int(config.groups["wing"].removeprefix("block:")) == 0
 
 
+def test_squares_of_a_large_field_have_numbers_of_their_own():
+    """25 million of them, of which single precision tells 16.8 million apart."""
+    rules = make("battle", SMALL | {"world.size": [10_000.0, 10_000.0], "world.place": 2.0}).rules
+    n_x, n_y = rules.n_places
+    assert n_x * n_y > 2**24
+    row, column = np.asarray([0, 3400, 4999, 4999, 4999]), np.asarray([1, 17, 4996, 4997, 4998])
+    position = rules.space.lower[None] + 2.0 * jnp.asarray(np.stack([column + 0.5, row + 0.5], axis=1), jnp.float32)
+    found = jax.jit(lambda rules, p: rules._place_of(p, jnp.ones(5, bool)))(rules, position)
+    np.testing.assert_array_equal(found, row * n_x + column)
+
+
 @functools.cache
 def melee():
     """A small crowded battle at random: simulator, and 40 steps of worlds before, actions, worlds and steps after."""

@@ -21,6 +21,7 @@ from scenarios.outpost_board import (
     ICE,
     LIGHT,
     METAL,
+    N_STORES,
     NORTH,
     ORE,
     POWER,
@@ -31,7 +32,9 @@ from scenarios.outpost_board import (
     WEST,
     nearest_marked,
 )
+from scenarios.outpost_moves import _goes_first
 from swarm import RandomPolicy, load, make
+from swarm.entities import Entities
 
 OVERRIDES = {
     "world.size": [14, 14],
@@ -624,6 +627,20 @@ def test_metrics_tell_the_teams_apart(board):
     assert (metrics["ice_delivered_team_0"], metrics["ice_delivered_team_1"]) == (40.0, 0.0)
     assert (metrics["n_lost_team_0"], metrics["n_lost_team_1"]) == (1.0, 0.0)
     assert metrics["water"] == metrics["water_team_0"] / 2
+
+
+def test_the_eldest_goes_first_among_the_sixteen_millionth_too():
+    """Single precision does not tell the numbers 2^24 and 2^24 + 1 apart."""
+    board = make("outpost").rules.board
+    entities = Entities.empty(3, 2, N_STORES)
+    where = lambda e: (e.uid, e.alive, e.kind)  # noqa: E731
+    young = jnp.asarray([2**24 + 1, 2**24, 2**24 + 2], jnp.int32)
+    entities = eqx.tree_at(where, entities, (young, jnp.ones(3, bool), jnp.full(3, LIGHT, jnp.int32)))
+    # From the north and the south into the same cell, and one by itself.
+    row, column, action = jnp.asarray([3, 5, 8]), jnp.asarray([4, 4, 4]), jnp.asarray([SOUTH, NORTH, NORTH])
+    nowhere = jnp.full((board.height, board.width), -1, jnp.int32)
+    first = _goes_first(board, entities, row, column, action, jnp.ones(3, bool), nowhere)
+    assert first.tolist() == [False, True, True]
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

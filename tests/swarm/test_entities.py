@@ -8,13 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.entities import Entities, Spawn, spawn
+from swarm.entities import LAST, Entities, Spawn, counted, spawn
+from swarm.hierarchy import form
+from swarm.simulator import visible_status
+from swarm.status import Status
 
 pytestmark = pytest.mark.optimised
 
 N_REQUESTS, MOST_SLOTS = 4, 5
 spawn_jit = jax.jit(spawn)
 remove_jit = jax.jit(Entities.remove)
+NO_GROUPS = form((), (), Entities.empty(1, 2, 1))
 
 
 def requests(wanted, first_heading=0.0):
@@ -55,6 +59,32 @@ def test_births_without_a_slot_are_counted_and_get_no_identity():
     assert int(n_overflow) == 2
     for before, after in zip(jax.tree.leaves(entities), jax.tree.leaves(full), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_no_identity_is_given_twice_when_all_are_spent():
+    entities = eqx.tree_at(lambda e: e.next_uid, Entities.empty(5, 2, 1), LAST - 3)
+    assert not visible_status(entities, NO_GROUPS)
+    entities, n_overflow = spawn_jit(entities, requests([True] * 4))
+    # Slots there are, so more room would not help.
+    assert int(n_overflow) == 0
+    assert entities.alive.tolist() == [True, True, True, False, False]
+    assert entities.uid.tolist() == [LAST - 3, LAST - 2, LAST - 1, -1, -1]
+    assert int(entities.next_uid) == LAST
+    assert visible_status(entities, NO_GROUPS) == Status.IDENTITIES_SPENT
+    again, _ = spawn_jit(remove_jit(entities, jnp.ones(5, bool)), requests([True] * 4))
+    assert not again.alive.any()
+
+
+def test_groups_of_which_the_identities_are_nearly_spent_say_so():
+    entities = Entities.empty(3, 2, 1)
+    for highest, expected in ((LAST - 3, 0), (LAST - 2, Status.IDENTITIES_SPENT)):
+        identity = jnp.asarray([-1, highest, 7], jnp.int32)
+        assert visible_status(entities, eqx.tree_at(lambda h: h.identity, NO_GROUPS, (identity,))) == expected
+
+
+def test_a_count_stays_at_the_most_that_its_bits_hold():
+    total = jnp.asarray([0, LAST - 1, LAST], jnp.int32)
+    assert counted(total, jnp.asarray([7, 5, LAST], jnp.int32)).tolist() == [7, LAST, LAST]
 
 
 def test_a_newborn_inherits_nothing_from_the_dead():

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.entities import Entities, Spawn, spawn
+from swarm.errors import ConfigError
 from swarm.grouping import Components, KMeans, NearestAnchor, Nodes, Previous, parse_grouping
+from swarm.grouping.components import disguised, revealed
 from swarm.hierarchy import Hierarchy, form, regroup
 from swarm.neighbors import AllPairs, Among
 from swarm.space import Open, Periodic
@@ -265,6 +267,24 @@ def test_splits_and_mergers_outlive_regrouping_at_every_level(seed):
 
 
 # Components
+
+
+def test_labels_of_components_are_told_apart_beyond_what_single_precision_counts():
+    rng = np.random.default_rng(0)
+    numbers = np.concatenate([np.arange(5), 2**24 + np.arange(-2, 3), rng.integers(0, 2**31 - 2**25, 50)])
+    numbers = jnp.asarray(np.append(np.unique(numbers), 2**31 - 2**25), jnp.int32)
+    shown = jax.jit(disguised)(numbers)
+    assert np.isfinite(shown).all()
+    assert (np.diff(np.asarray(shown)) > 0).all()
+    # Through what a search does with them: selection and minima.
+    seen = jax.jit(lambda x: jnp.minimum(jnp.where(x > 0, x, jnp.inf), jnp.inf))(shown)
+    np.testing.assert_array_equal(revealed(seen), numbers)
+
+
+def test_fixed_groups_whose_members_cannot_be_counted_are_refused():
+    assert rule("fixed:3000000000").size == N
+    with pytest.raises(ConfigError, match=r"here: 'fixed:50,99999999999': 99999999999 groups of 20 are more than 32"):
+        rule("fixed:50,99999999999")
 
 
 def scipy_components(space, entities, radius):
