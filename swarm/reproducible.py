@@ -77,7 +77,7 @@ def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
             number, over = inputs
             results = _bind(eqn, [number, jnp.where(number == number, over, 2.0 * over)])
         elif name == "reduce_sum":
-            results = [_sum(inputs[0], eqn.params["axes"])]
+            results = [_sum(inputs[0], [int(axis) for axis in eqn.params["axes"]])]
         elif name in ("exp", "log"):
             results = [getattr(numerics, name)(inputs[0])]
         else:
