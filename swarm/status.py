@@ -13,6 +13,8 @@ class Status(enum.IntFlag):
     NEIGHBORS_FULL = 4
     GROUPS_FULL = 8
     BAD_ACTION = 16
+    COMMAND_LIMITED = 32
+    BELOW_GROUND = 64
 
 
 OVERFLOWS = Status.ENTITIES_FULL | Status.NEIGHBORS_FULL | Status.GROUPS_FULL
@@ -24,6 +26,10 @@ REMEDIES = {
     Status.NEIGHBORS_FULL: "a neighbour search missed some for want of room: raise search.room",
     Status.GROUPS_FULL: "groups could not be formed for want of slots: give that level of [groups] more slots",
     Status.BAD_ACTION: "an action is NaN, infinite or no action's index, and was replaced: check the policy",
+    Status.COMMAND_LIMITED: "a command in physical units is beyond a limit of the vehicle, and was cut to it: command "
+    "less, or raise the limit",
+    Status.BELOW_GROUND: "a living drone is below the ground, which nothing stops it at: let it crash there, or give "
+    "drone_dynamics a `ground`",
 }
 
 

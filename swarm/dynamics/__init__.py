@@ -6,6 +6,7 @@ from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
 from swarm.dynamics.differential import Differential
 from swarm.dynamics.drones import drone_dynamics
 from swarm.dynamics.flight import AbstractFlight, Air
+from swarm.dynamics.ground import Grounded, GroundTable
 from swarm.dynamics.integrators import DoubleIntegrator, SingleIntegrator
 from swarm.dynamics.lag import VelocityLag
 from swarm.dynamics.motion import AbstractDynamics, Motion
@@ -21,6 +22,8 @@ __all__ = [
     "AttitudeHold",
     "Differential",
     "DoubleIntegrator",
+    "GroundTable",
+    "Grounded",
     "Motion",
     "PositionHold",
     "Quadrotor",

@@ -17,6 +17,7 @@ from swarm.errors import ConfigError, nearest
 
 Positive = Annotated[float, pydantic.Field(gt=0.0)]
 Amount = Annotated[float, pydantic.Field(ge=0.0)]
+Share = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
 Three = tuple[float, float, float]
 
 
@@ -33,7 +34,8 @@ class RotorTable(Table):
         motor_rates: a, b speeding up, a, b slowing down of speed' = a (c - speed) + b (c^2 - speed^2); 1/s, 1/s/RPM.
         inertia: of a rotor and its motor, kilogram square metres.
         radius: metres.
-        ground_effect: see `swarm.dynamics.quadrotor.Rotors`.
+        ground_effect: factor of (radius / (4 height))^2 in the gain of thrust near the ground, which is at z = 0, as
+            it was fitted. Where it was not there is none but with `drone_dynamics(..., ground=...)`: that of theory.
     """
 
     position: tuple[tuple[float, float], ...]
@@ -45,7 +47,7 @@ class RotorTable(Table):
     motor_rates: tuple[Amount, Amount, Amount, Amount] | None = None
     inertia: Amount = 0.0
     radius: Positive
-    ground_effect: Positive | None = None
+    ground_effect: Amount | None = None
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -117,6 +119,8 @@ class Airframe(Table):
         inertia: about the axes of the body, which must be principal ones, kilogram square metres.
         drag: along the axes of the body, newton seconds per metre.
         drag_per_speed: the same for each rad/s that the rotors turn in sum.
+        drag_area: drag coefficient times area seen along the axes of the body, square metres: drag that stays when the
+            rotors stand still, in the square of the speed; 0 where `drag` holds without them.
         rotors: where and what they are.
         attitude: the attitude loop, where it was identified.
         downwash: on drones below, where it was measured.
@@ -127,6 +131,7 @@ class Airframe(Table):
     inertia: tuple[Positive, Positive, Positive]
     drag: tuple[Amount, Amount, Amount] = (0.0, 0.0, 0.0)
     drag_per_speed: tuple[Amount, Amount, Amount] = (0.0, 0.0, 0.0)
+    drag_area: tuple[Amount, Amount, Amount] = (0.0, 0.0, 0.0)
     rotors: RotorTable
     attitude: AttitudeTable | None = None
     downwash: DownwashTable | None = None
@@ -135,6 +140,12 @@ class Airframe(Table):
     def hover_thrust(self) -> float:
         """Of one rotor, newtons."""
         return self.mass * self.gravity / len(self.rotors.spin)
+
+    def on_ground(self) -> "Airframe":
+        """With the ground effect of theory where none was fitted: 1, by Cheeseman and Bennett 1955 to first order."""
+        if self.rotors.ground_effect is not None:
+            return self
+        return self.model_copy(update={"rotors": self.rotors.model_copy(update={"ground_effect": 1.0})})
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> "Airframe":

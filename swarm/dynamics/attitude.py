@@ -5,17 +5,16 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from swarm.angles import nearest_turn, wrapped
 from swarm.dynamics import quaternion
-from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, Plant, pull_of
-from swarm.dynamics.motion import Motion
+from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, Plant, ground_share, pull_of
+from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quaternion import Components, components, joined
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.space import rounded
-
 
 # Larger of a commanded and the held yaw, up to which the identified gain holds; radians.
 _KNEE = 0.9
@@ -103,7 +102,7 @@ def _matrix(*entries: Array) -> Array:
 class AttitudeFlight(AbstractAttitudeFlight):
     """A point mass whose thrust points along the upward axis of an attitude that follows its command.
 
-    x'' = R(angles) (0, 0, thrust / m) - R diag(drag) R^T (x' - wind) / m + force / m - (0, 0, g),
+    x'' = R(angles) (0, 0, thrust / m) - R diag(drag + body_drag |u|) R^T u / m + force / m - (0, 0, g), u = x' - wind,
     thrust' = (thrust_gain command - thrust) / thrust_tau. Angles and thrust are exact under a held command, positions
     of second order in the sub-step (attitude at the middle, implicit midpoint rule for drag): stable for any step.
 
@@ -124,6 +123,9 @@ class AttitudeFlight(AbstractAttitudeFlight):
         thrust_gain: thrust that is held per commanded thrust; > 0.
         max_tilt: largest roll and pitch command, radians.
         thrust_range: smallest and largest thrust command, newtons.
+        ground_effect: (radius / 4)^2 of a rotor times its factor (`RotorTable.ground_effect`), square metres; None: no
+            ground.
+        body_drag: as that of a `Quadrotor`.
         n_substeps: equal parts of a step.
     """
 
@@ -135,6 +137,8 @@ class AttitudeFlight(AbstractAttitudeFlight):
     thrust_gain: Float[Array, " kinds"]
     max_tilt: Float[Array, " kinds"]
     thrust_range: Float[Array, "kinds 2"]
+    ground_effect: Float[Array, " kinds"] | None = None
+    body_drag: Float[Array, "kinds 3"] | None = None
     n_substeps: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
@@ -143,7 +147,8 @@ class AttitudeFlight(AbstractAttitudeFlight):
 
     def plant(self, kind: Int[Array, " n"]) -> Plant:
         """Its mass, gravity and drag."""
-        return Plant(self.mass[kind], self.gravity[kind], self.drag[kind])
+        body = None if self.body_drag is None else self.body_drag[kind]
+        return Plant(self.mass[kind], self.gravity[kind], self.drag[kind], body)
 
     def n_commands(self, n_dimensions: int) -> int:
         """Three angles and the thrust."""
@@ -156,6 +161,14 @@ class AttitudeFlight(AbstractAttitudeFlight):
         return jnp.stack(
             [roll * tilt, pitch * tilt, yaw * jnp.pi, low + rounded(0.5 * (thrust + 1.0) * (high - low))], axis=1
         )
+
+    def limited(self, command: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to tilt more, or to push less or more, than it can."""
+        return beyond(command, self.max_tilt[kind], self.thrust_range[kind])
+
+    def lift(self, motion: Motion, kind: Int[Array, " n"]) -> Float[Array, " n"]:
+        """Away from the ground."""
+        return jnp.maximum(rounded(motion.inner.thrust * quaternion.up_of(components(self.attitude(motion)))[2]), 0.0)
 
     def init(self, entities: Entities) -> Motion:
         """Level, with the thrust that carries the weight."""
@@ -194,6 +207,8 @@ class AttitudeFlight(AbstractAttitudeFlight):
         matrix = self.response.transition(half)[kind]
         left = jnp.exp(-half / self.thrust_tau)[kind]
         drag = tuple(c / mass for c in components(self.drag[kind]))
+        body = None if self.body_drag is None else tuple(c / mass for c in components(self.body_drag[kind]))
+        effect = None if self.ground_effect is None else self.ground_effect[kind]
         pull, wind = pull_of(self.gravity[kind], mass, air.force), components(air.wind)
 
         def swing(angles: Components, rates: Components, thrust: Array) -> tuple[Components, Components, Array]:
@@ -211,8 +226,11 @@ class AttitudeFlight(AbstractAttitudeFlight):
             place, velocity, angles, rates, (thrust,) = state
             place = quaternion.scaled_sum(place, half, velocity)
             angles, rates, thrust = swing(angles, rates, thrust)
-            forces = Forces(thrust / mass, drag, pull, wind)
-            velocity = forces.kick(quaternion.from_angles(angles), velocity, h)
+            attitude = quaternion.from_angles(angles)
+            lift = thrust / mass
+            if effect is not None:
+                lift = lift + rounded(lift * ground_share(effect, place[2], quaternion.up_of(attitude)[2] > 0))
+            velocity = Forces(lift, drag, body, pull, wind).kick(attitude, velocity, h)
             angles, rates, thrust = swing(angles, rates, thrust)
             return (quaternion.scaled_sum(place, half, velocity), velocity, angles, rates, (thrust,)), None
 
@@ -239,3 +257,9 @@ def _bent(angle: Array, knee: Array, slope: Array) -> Array:
     between = top + rounded((size - knee) * ((quarter - top) / (quarter - knee)))
     bent = jnp.where(size < quarter, jnp.sign(angle) * between, angle)
     return jnp.where(size <= knee, rounded(slope * angle), bent)
+
+
+def beyond(command: Float[Array, "n 4"], tilt: Float[Array, " n"], thrust: Float[Array, "n 2"]) -> Bool[Array, " n"]:
+    """Whether roll or pitch is more than a tilt (radians), or the thrust out of a range (newtons)."""
+    level = jnp.any(outside(command[:, :2], -tilt[:, None], tilt[:, None]), axis=1)
+    return level | outside(command[:, 3], thrust[:, 0], thrust[:, 1])

@@ -7,17 +7,18 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from swarm.angles import OPPOSITE, wrapped
 from swarm.dynamics import quaternion
+from swarm.dynamics.attitude import beyond
 from swarm.dynamics.flight import AbstractAttitudeFlight, AbstractFlight, Air, Plant, repeated
-from swarm.dynamics.motion import Motion
+from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quadrotor import Law, Quadrotor
 from swarm.dynamics.quaternion import Components, components, cross, inner, joined, plane
 from swarm.entities import Entities
 from swarm.space import kept, root, rounded, square_length
-from swarm.vectors import clipped
+from swarm.vectors import clipped, norm
 
 
 class AbstractLayer(AbstractFlight):
@@ -41,6 +42,10 @@ class AbstractLayer(AbstractFlight):
     def init(self, entities: Entities) -> Motion:
         """As the vehicle does."""
         return self.vehicle.init(entities)
+
+    def lift(self, motion: Motion, kind: Int[Array, " n"]) -> Float[Array, " n"]:
+        """Of the vehicle."""
+        return self.vehicle.lift(motion, kind)
 
     def attitude(self, motion: Motion) -> Float[Array, "n 4"]:
         """Of the vehicle."""
@@ -88,6 +93,10 @@ class AttitudeHold(AbstractLayer, AbstractAttitudeFlight):
         roll, pitch, yaw, thrust = action.T
         thrust = low + rounded(0.5 * (thrust + 1.0) * (high - low))
         return jnp.stack([roll * tilt, pitch * tilt, yaw * jnp.pi, thrust], axis=1)
+
+    def limited(self, command: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to tilt more, or to push less or more, than it can."""
+        return beyond(command, self.max_tilt[kind], self.mixer.shape[1] * self.thrust_range[kind])
 
     def aim(
         self, angles: Float[Array, "n 3"], thrust: Float[Array, " n"], kind: Int[Array, " n"]
@@ -160,7 +169,7 @@ class VelocityHold(AbstractLayer):
         gain: horizontally twice and vertically, 1/s.
         acceleration: largest, metres per second squared.
         speed: that an action of 1 commands along an axis, metres per second.
-        limit: longer commands are shortened to it, metres per second; may be infinite.
+        limit: longer commands are shortened to it, metres per second; None: none are.
         max_tilt: radians; < pi / 2.
         n_updates: attitude commands in a step.
     """
@@ -169,7 +178,7 @@ class VelocityHold(AbstractLayer):
     gain: Float[Array, "kinds 3"]
     acceleration: Float[Array, " kinds"]
     speed: Float[Array, " kinds"]
-    limit: Float[Array, " kinds"]
+    limit: Float[Array, " kinds"] | None
     max_tilt: Float[Array, " kinds"]
     n_updates: int = eqx.field(static=True, default=1)
 
@@ -177,13 +186,22 @@ class VelocityHold(AbstractLayer):
         """Velocities up to the speed of an action along each axis, a yaw of up to half a turn."""
         return jnp.concatenate([action[:, :3] * self.speed[kind][:, None], action[:, 3:] * jnp.pi], axis=1)
 
+    def limited(self, command: Float[Array, "n 4"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to fly faster than the limit."""
+        if self.limit is None:
+            return jnp.zeros(kind.shape[0], bool)
+        return outside(norm(command[:, :3]), jnp.zeros(()), self.limit[kind])
+
     def attitude_command(
         self, motion: Motion, command: Float[Array, "n 4"], kind: Int[Array, " n"]
     ) -> Float[Array, "n 4"]:
         """What the layer below is told."""
-        plant, wanted = self.vehicle.plant(kind), clipped(command[:, :3], self.limit[kind])
+        plant, wanted = self.vehicle.plant(kind), command[:, :3]
+        if self.limit is not None:
+            wanted = clipped(wanted, self.limit[kind])
         change = rounded(self.gain[kind] * (wanted - motion.velocity))
-        against = rounded(plant.drag * wanted) / plant.mass[:, None]
+        drag = plant.drag if plant.body_drag is None else plant.drag + rounded(plant.body_drag * norm(wanted)[:, None])
+        against = rounded(drag * wanted) / plant.mass[:, None]
         x, y, z = components(clipped(change, self.acceleration[kind]) + against)
         z = jnp.maximum(z + plant.gravity, 0.1 * plant.gravity)
         across = clipped(joined((x, y)), z * jnp.tan(self.max_tilt[kind]))

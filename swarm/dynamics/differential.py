@@ -7,10 +7,10 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from swarm.angles import wrapped
-from swarm.dynamics.motion import AbstractDynamics, Motion
+from swarm.dynamics.motion import AbstractDynamics, Motion, outside
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 
@@ -52,6 +52,10 @@ class Differential(AbstractDynamics):
         """-1 is the lowest, 1 the highest command."""
         low, high = self.low[kind], self.high[kind]
         return low + 0.5 * (action + 1.0) * (high - low)
+
+    def limited(self, command: Float[Array, "n c"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Whose command is not within the limits of its kind."""
+        return jnp.any(outside(command, self.low[kind], self.high[kind]), axis=1)
 
     def init(self, entities: Entities) -> Motion:
         """The same inner state for all."""

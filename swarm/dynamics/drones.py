@@ -15,8 +15,12 @@ from swarm.dynamics.airframe import Airframe, Amount, AttitudeTable, Positive, l
 from swarm.dynamics.attitude import AbstractResponse, AttitudeFlight, FirstOrder, SecondOrder
 from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
 from swarm.dynamics.flight import AbstractFlight
+from swarm.dynamics.ground import Grounded, GroundTable
 from swarm.dynamics.quadrotor import RADIANS_PER_RPM, Quadrotor, Rotors
 from swarm.errors import ConfigError
+
+# At sea level (ICAO standard atmosphere), kilograms per cubic metre.
+AIR_DENSITY = 1.225
 
 Model = Literal["rotors", "attitude", "attitude_lag"]
 Commands = Literal["rotors", "attitude", "velocity", "position"]
@@ -66,6 +70,7 @@ def drone_dynamics(
     model: Model = "rotors",
     commands: Commands = "velocity",
     control: ControlTable | dict[str, object] | None = None,
+    ground: GroundTable | dict[str, object] | None = None,
 ) -> AbstractFlight:
     """Build dynamics of drones.
 
@@ -76,6 +81,8 @@ def drone_dynamics(
             `attitude_lag`: a lag with the same gain and mean delay.
         commands: what is commanded.
         control: gains, rates and limits.
+        ground: that holds drones up and raises the thrust of all near it; None: they fall through, of which
+            `AbstractFlight.status` tells, and only airframes whose ground effect was fitted have it.
 
     Raises:
         ConfigError: a value is impossible, a model lacks its parameters, or the loops are unstable at their rates.
@@ -85,7 +92,22 @@ def drone_dynamics(
         raise ConfigError(f"time_step = {time_step}: expected seconds, greater than 0")
     if not 0 < table.max_tilt < math.pi / 2:
         raise ConfigError(f"control: max_tilt = {table.max_tilt}: expected radians between 0 and {math.pi / 2:.3f}")
-    frames = load_airframes(airframes)
+    if ground is None:
+        return _in_air(load_airframes(airframes), airframes, time_step, model, commands, table)
+    solid = ground if isinstance(ground, GroundTable) else validate(GroundTable, ground, "ground")
+    frames = [frame.on_ground() for frame in load_airframes(airframes)]
+    return Grounded.of(_in_air(frames, airframes, time_step, model, commands, table), solid, len(frames))
+
+
+def _in_air(
+    frames: Sequence[Airframe],
+    sources: Sequence[str | Path | Airframe],
+    time_step: float,
+    model: Model,
+    commands: Commands,
+    table: ControlTable,
+) -> AbstractFlight:
+    """Vehicle and layers of control; sources are named in errors."""
     inner, outer = (_count(time_step, rate) for rate in (table.rate, table.outer_rate))
     if commands == "rotors" and model != "rotors":
         raise ConfigError(f'commands = "rotors": model {model!r} has no rotors; choose model = "rotors"')
@@ -94,7 +116,7 @@ def drone_dynamics(
     # The loops nest: updates of the outer one, and within each of these those of the inner one.
     outer = outer if commands in ("velocity", "position") else 1
     inner = -(-inner // outer)
-    for frame, source in zip(frames, airframes, strict=True):
+    for frame, source in zip(frames, sources, strict=True):
         _check_stable(frame, source, model, commands, table, time_step, outer, inner)
     vehicle = (
         _attitude_hold(frames, table, inner) if model == "rotors" else attitude_flight(frames, model, table, inner)
@@ -102,10 +124,8 @@ def drone_dynamics(
     if commands == "attitude":
         return vehicle
     n = len(frames)
-    acceleration, speed, limit, tilt = (
-        _rows([x] * n) for x in (table.acceleration, table.action_speed, table.speed or math.inf, table.max_tilt)
-    )
-    limits = acceleration, speed, limit, tilt
+    speed, limit = _rows([table.action_speed] * n), _rows([table.speed] * n) if table.speed else None
+    limits = _rows([table.acceleration] * n), speed, limit, _rows([table.max_tilt] * n)
     velocity = VelocityHold(vehicle, _rows([table.velocity_gain] * n), *limits, n_updates=outer)
     if commands == "velocity":
         return velocity
@@ -137,6 +157,7 @@ def quadrotor(frames: Sequence[Airframe], n_substeps: int) -> Quadrotor:
         drag=_rows([f.drag for f in frames]),
         drag_per_speed=per_rpm,
         rotors=rotors,
+        body_drag=_body_drag(frames),
         n_substeps=n_substeps,
     )
 
@@ -154,6 +175,7 @@ def attitude_flight(frames: Sequence[Airframe], model: Model, table: ControlTabl
     else:
         response = FirstOrder(_rows(gain), _rows(damping / stiffness))
     n_rotors = len(frames[0].rotors.spin)
+    effect = [(f.rotors.ground_effect or 0.0) * (f.rotors.radius / 4) ** 2 for f in frames]
     return AttitudeFlight(
         mass=_rows([f.mass for f in frames]),
         gravity=_rows([f.gravity for f in frames]),
@@ -163,8 +185,16 @@ def attitude_flight(frames: Sequence[Airframe], model: Model, table: ControlTabl
         thrust_gain=_rows([t.thrust_gain for t in tables]),
         max_tilt=_rows([table.max_tilt] * len(frames)),
         thrust_range=_rows([[n_rotors * x for x in f.rotors.thrust_range] for f in frames]),
+        ground_effect=_rows(effect) if any(effect) else None,
+        body_drag=_body_drag(frames),
         n_substeps=n_substeps,
     )
+
+
+def _body_drag(frames: Sequence[Airframe]) -> Float[Array, "kinds 3"] | None:
+    """Half of the air's density times the areas, kilograms per metre."""
+    areas = [f.drag_area for f in frames]
+    return _rows(0.5 * AIR_DENSITY * np.asarray(areas)) if np.any(areas) else None
 
 
 def _attitude_of(frame: Airframe) -> AttitudeTable:

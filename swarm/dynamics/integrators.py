@@ -1,9 +1,9 @@
 """Point masses: velocity or acceleration is commanded."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from swarm.dynamics.motion import AbstractDynamics, Motion
+from swarm.dynamics.motion import AbstractDynamics, Motion, outside
 from swarm.entities import Entities
 from swarm.space import rounded
 from swarm.vectors import clipped, dot, norm
@@ -27,6 +27,10 @@ class SingleIntegrator(AbstractDynamics):
     def command(self, action: Float[Array, "n c"], kind: Int[Array, " n"]) -> Float[Array, "n c"]:
         """Velocities up to the highest speed along each axis."""
         return action * self.speed[kind][:, None]
+
+    def limited(self, command: Float[Array, "n c"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to go faster than it can."""
+        return outside(norm(command), jnp.zeros(()), self.speed[kind])
 
     def init(self, entities: Entities) -> Motion:
         """Nothing inner."""
@@ -64,6 +68,10 @@ class DoubleIntegrator(AbstractDynamics):
     def command(self, action: Float[Array, "n c"], kind: Int[Array, " n"]) -> Float[Array, "n c"]:
         """Accelerations up to the limit along each axis."""
         return action * self.acceleration[kind][:, None]
+
+    def limited(self, command: Float[Array, "n c"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to accelerate more than it can."""
+        return outside(norm(command), jnp.zeros(()), self.acceleration[kind])
 
     def init(self, entities: Entities) -> Motion:
         """Nothing inner."""

@@ -1,9 +1,9 @@
 """Velocity that follows its command with a lag, as a drone under an autopilot does."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from swarm.dynamics.motion import AbstractDynamics, Motion
+from swarm.dynamics.motion import AbstractDynamics, Motion, outside
 from swarm.entities import Entities
 from swarm.space import rounded
 from swarm.vectors import clipped, norm
@@ -34,6 +34,10 @@ class VelocityLag(AbstractDynamics):
     def command(self, action: Float[Array, "n c"], kind: Int[Array, " n"]) -> Float[Array, "n c"]:
         """Velocities up to the highest speed along each axis."""
         return action * self.speed[kind][:, None]
+
+    def limited(self, command: Float[Array, "n c"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to go faster than it can."""
+        return outside(norm(command), jnp.zeros(()), self.speed[kind])
 
     def init(self, entities: Entities) -> Motion:
         """Nothing inner."""

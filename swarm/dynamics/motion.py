@@ -13,7 +13,7 @@ import abc
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from swarm.entities import Entities
 
@@ -51,7 +51,7 @@ class Motion(eqx.Module):
 class AbstractDynamics(eqx.Module):
     """Moves entities under a command that is held during a step.
 
-    Commands are in physical units and limited here, so that any finite command is legal.
+    Commands are in physical units and limited here, so that any finite command is legal; `limited` says whose are.
     """
 
     @abc.abstractmethod
@@ -61,6 +61,13 @@ class AbstractDynamics(eqx.Module):
     @abc.abstractmethod
     def command(self, action: Float[Array, "n c"], kind: Int[Array, " n"]) -> Float[Array, "n c"]:
         """Commands from actions in [-1, 1], which span the limits of a kind; these must be finite then."""
+
+    def limited(self, command: Float[Array, "n c"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Whose command is beyond a limit of its kind, so that `step` carries out another one; nobody's without limits.
+
+        What a controller itself asks of the layer below is limited without being reported.
+        """
+        return jnp.zeros(command.shape[0], bool)
 
     @abc.abstractmethod
     def init(self, entities: Entities) -> Motion:
@@ -74,3 +81,8 @@ class AbstractDynamics(eqx.Module):
         self, motion: Motion, command: Float[Array, "n c"], kind: Int[Array, " n"], dt: Float[Array, ""]
     ) -> Motion:
         """Advance by `dt` seconds."""
+
+
+def outside(value: Float[Array, "*#v"], low: Float[Array, "*#v"], high: Float[Array, "*#v"]) -> Bool[Array, "*_v"]:
+    """Whether a number is beyond limits, which may be infinite, by more than rounding."""
+    return (value < low - 1e-5 * jnp.abs(low)) | (value > high + 1e-5 * jnp.abs(high))

@@ -5,20 +5,17 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from swarm.dynamics import quaternion
-from swarm.dynamics.flight import AbstractFlight, Air, Forces, Plant, pull_of, repeated
-from swarm.dynamics.motion import Motion
+from swarm.dynamics.flight import AbstractFlight, Air, Forces, Plant, ground_share, pull_of, repeated
+from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quaternion import Components, components, inner, joined, plane
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.space import kept, rounded
 
 RADIANS_PER_RPM = 2 * jnp.pi / 60
-# The ground raises the thrust of a rotor by at most this share, where the fitted formula ends (gym-pybullet-drones).
-_MOST_GROUND_EFFECT = 4 / 15
-
 
 # Attitude, rates (components) and rotor speeds [r, *n] to commanded rotor speeds [r, *n].
 Law = Callable[[Components, Components, Array], Array]
@@ -94,7 +91,8 @@ class Rotors(eqx.Module):
 class Quadrotor(AbstractFlight):
     """A rigid body with rotors: as a rule four, any other number too.
 
-    m x'' = R ((0, 0, sum f_i) - diag(drag + drag_per_speed sum w_i) R^T (x' - wind)) + force - (0, 0, m g),
+    m x'' = R ((0, 0, sum f_i) - diag(drag + drag_per_speed sum w_i + body_drag |u|) R^T u) + force - (0, 0, m g),
+    u = x' - wind,
     L' = L x omega + sum_i (y_i f_i, -x_i f_i, spin_i tau_i), L = I omega - (0, 0, I_r sum spin_i w_i),
     q' = q omega / 2, f_i = thrust(w_i) (1 + min(G (radius / 4 z_i)^2, 4/15)), tau_i = torque(w_i),
     w_i' as `Rotors.rates` says.
@@ -106,7 +104,8 @@ class Quadrotor(AbstractFlight):
 
     Sources: drag linear in the velocity, Faessler et al. 2018, eq. 2, and Förster 2015 (per rotor speed); rotors and
     their gyroscopic torque, drone-models `first_principles` (Learning Systems Lab, TUM); ground effect, Shi et al.
-    2019. Left out: blade flapping, vortex ring state, battery. Rotors are taken to be in air that moves slowly against
+    2019, or Cheeseman and Bennett 1955; drag of the body in the square of the speed, as of plates (Hoerner
+    1965). Left out: blade flapping, vortex ring state, battery. Rotors are taken to be in air that moves slowly against
     them: up to some 5 m/s for a Crazyflie.
 
     Command: speed of each rotor, RPM.
@@ -118,6 +117,7 @@ class Quadrotor(AbstractFlight):
         drag: along the axes of the body, newton seconds per metre; >= 0.
         drag_per_speed: the same for each RPM that the rotors turn in sum; >= 0.
         rotors: what they are like.
+        body_drag: along the axes of the body, in the square of the speed, kilograms per metre; >= 0. None: none.
         n_substeps: equal parts of a step.
     """
 
@@ -127,6 +127,7 @@ class Quadrotor(AbstractFlight):
     drag: Float[Array, "kinds 3"]
     drag_per_speed: Float[Array, "kinds 3"]
     rotors: Rotors
+    body_drag: Float[Array, "kinds 3"] | None = None
     n_substeps: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
@@ -140,6 +141,7 @@ class Quadrotor(AbstractFlight):
             self.mass[kind],
             self.gravity[kind],
             self.drag[kind] + rounded(turning[:, None] * self.drag_per_speed[kind]),
+            None if self.body_drag is None else self.body_drag[kind],
         )
 
     def n_commands(self, n_dimensions: int) -> int:
@@ -150,6 +152,17 @@ class Quadrotor(AbstractFlight):
         """From the lowest to the highest speed."""
         low, high = (x[:, None] for x in self.rotors.speed[kind].T)
         return low + rounded(0.5 * (action + 1.0) * (high - low))
+
+    def limited(self, command: Float[Array, "n c"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Whose rotors cannot turn so slowly or fast."""
+        low, high = (x[:, None] for x in self.rotors.speed[kind].T)
+        return jnp.any(outside(command, low, high), axis=1)
+
+    def lift(self, motion: Motion, kind: Int[Array, " n"]) -> Float[Array, " n"]:
+        """Of rotors at their speeds, away from the ground."""
+        thrusts = _polynomial(self.rotors.of(kind).thrust, motion.inner.rotors.T)
+        upward = quaternion.up_of(components(motion.inner.attitude))[2]
+        return jnp.maximum(rounded(sum(thrusts[1:], start=thrusts[0]) * upward), 0.0)
 
     def hover_speed(self, kind: Int[Array, " n"]) -> Float[Array, " n"]:
         """RPM at which the rotors carry the weight."""
@@ -257,6 +270,8 @@ class _Body:
         self.inertia, self.drag, self.drag_per_speed = (
             components(x[kind]) for x in (quadrotor.inertia, quadrotor.drag, quadrotor.drag_per_speed)
         )
+        area = quadrotor.body_drag
+        self.body = None if area is None else tuple(c / self.mass for c in components(area[kind]))
         self.pull, self.wind = pull_of(quadrotor.gravity[kind], self.mass, air.force), components(air.wind)
 
     def spin_momentum(self, speeds: Array) -> Array:
@@ -290,7 +305,7 @@ class _Body:
         torque = inner(aside, thrusts), -inner(ahead, thrusts), inner(self.rotors.spin, drive)
         total, lift = (sum(rows[1:], start=rows[0]) for rows in (speeds, thrusts))
         drag = tuple((c + rounded(d * total)) / self.mass for c, d in zip(self.drag, self.drag_per_speed, strict=True))
-        return Forces(lift / self.mass, drag, self.pull, self.wind), torque
+        return Forces(lift / self.mass, drag, self.body, self.pull, self.wind), torque
 
     def _thrusts(self, place: Components, q: Components, speeds: Array) -> Array:
         thrusts = _polynomial(self.rotors.thrust, speeds)
@@ -299,14 +314,10 @@ class _Body:
         x, y, z, w = q
         slope = 2.0 * (rounded(x * z) - rounded(w * y)), 2.0 * (rounded(y * z) + rounded(w * x))
         upright = rounded(x * x) + rounded(y * y) < 0.5
-        scaled = rounded(self.rotors.ground_effect * jnp.square(0.25 * self.rotors.radius))
+        effect = rounded(self.rotors.ground_effect * jnp.square(0.25 * self.rotors.radius))
         ahead, aside = self.rotors.place
         height = place[2][None] + rounded(slope[0][None] * ahead) + rounded(slope[1][None] * aside)
-        # Below the height at which the formula ends it is the same; where the height is squared, it is not 0.
-        low = jnp.sqrt(scaled / _MOST_GROUND_EFFECT)[None]
-        near = jnp.where(height > low, height, jnp.where(low > 0, low, 1.0))
-        share = jnp.where(upright[None], scaled[None] / jnp.square(near), 0.0)
-        return thrusts + rounded(thrusts * share)
+        return thrusts + rounded(thrusts * ground_share(effect[None], height, upright[None]))
 
 
 class _Follow:

@@ -1,10 +1,10 @@
 """Vehicles that go where they point, in the plane."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from swarm.angles import wrapped
-from swarm.dynamics.motion import AbstractDynamics, Motion
+from swarm.dynamics.motion import AbstractDynamics, Motion, outside
 from swarm.entities import Entities
 
 
@@ -34,6 +34,11 @@ class Unicycle(AbstractDynamics):
         low, high = self.min_speed[kind], self.max_speed[kind]
         speed = low + 0.5 * (action[:, 0] + 1.0) * (high - low)
         return jnp.stack([speed, action[:, 1] * self.turn_rate[kind]], axis=1)
+
+    def limited(self, command: Float[Array, "n c"], kind: Int[Array, " n"]) -> Bool[Array, " n"]:
+        """Who is to go slower or faster, or to turn faster, than it can."""
+        low, high, limit = self.min_speed[kind], self.max_speed[kind], self.turn_rate[kind]
+        return outside(command[:, 0], low, high) | outside(command[:, 1], -limit, limit)
 
     def init(self, entities: Entities) -> Motion:
         """Nothing inner."""

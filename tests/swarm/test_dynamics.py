@@ -313,3 +313,18 @@ def test_motion_goes_into_the_population_and_back():
     motion = state(*(np.full(s, i + 1.0, np.float32) for i, s in enumerate(((N, 2), (N, 2), (N,)))))
     again = Motion.of(motion.into(entities))
     assert eqx.tree_equal(motion, again)
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_a_command_is_limited_where_it_says_so(name):
+    """In one of two components, of one entity, by one percent."""
+    dynamics, alone = ALL[name], jnp.arange(N) == 1
+    ones, limited = jnp.ones((N, 1)), eqx.filter_jit(dynamics.limited)
+    zero = dynamics.command(jnp.zeros((N, 2)), KIND)
+    for column in (0, 1):
+        for sign in (-1.0, 1.0):
+            action = jnp.zeros((N, 2)).at[:, column].set(sign)
+            edge = jnp.where(jnp.isfinite(zero), dynamics.command(action, KIND), 1e9 * sign * ones)
+            assert not limited(edge, KIND).any()
+            beyond = jnp.where(alone[:, None], edge + sign * 0.01 * jnp.abs(edge), edge)
+            np.testing.assert_array_equal(limited(beyond, KIND), alone & (name in LIMITED))
