@@ -99,7 +99,8 @@ class Flying(eqx.Module):
         """
         eddies, air = self.weather.step(craft.eddies, entities, time, key, self.time_step)
         if self.downwash is not None:
-            air = air + self.downwash.air(found, entities.row)
+            lift = self.dynamics.lift(Motion.of(entities, craft.inner), entities.row)
+            air = air + self.downwash.air(found, entities.row, lift)
         alive = entities.alive[:, None]
         air = Air(jnp.where(alive, air.wind, 0.0), jnp.where(alive, air.force, 0.0))
         if eddies is not None:

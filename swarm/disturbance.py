@@ -223,23 +223,25 @@ class Weather(eqx.Module):
 
 
 class Downwash(eqx.Module):
-    """Force of drones on those below: -strength (radius / (4 dz))^2 exp(-(dxy / (spread dz + width))^2 / 2), upward.
+    """Force of drones on those below: -thrust min(area / dz^2, 1) exp(-(dxy / (spread dz + width))^2 / 2), upward.
 
-    With dz > 0 how much higher the other one is, dxy how far aside. Measured with Crazyflies by S. Zhou
-    (gym-pybullet-drones, `_downwash`). Near by the formula has no bound, and is taken to be at most `limit`, the thrust
-    that the upper one can have. It is that of one drone on one drone; here forces add.
+    With dz > 0 how much higher the other one is, dxy how far aside, thrust that of the other one: what it pushes the
+    air down with. Measured with Crazyflies that hovered by S. Zhou (gym-pybullet-drones, `_downwash`, where
+    area thrust = strength (radius / 4)^2). Momentum theory says how that goes on: the pressure of the wake is
+    proportional to the thrust, and what the wake exerts is at most the thrust, all its momentum. It is the force of
+    one drone on one drone; here forces add.
 
     Attributes:
-        strength: strength (radius / 4)^2 of the upper one's kind, newton square metres.
+        area: strength (radius / 4)^2 per weight of the upper one's kind, square metres.
         spread: metres per metre.
         width: metres.
-        limit: newtons.
+        weight: newtons.
     """
 
-    strength: Float[Array, " kinds"]
+    area: Float[Array, " kinds"]
     spread: Float[Array, " kinds"]
     width: Float[Array, " kinds"]
-    limit: Float[Array, " kinds"]
+    weight: Float[Array, " kinds"]
 
     @classmethod
     def of(cls, frames: Sequence[Airframe]) -> "Downwash":
@@ -255,19 +257,26 @@ class Downwash(eqx.Module):
             )
         rows = [
             (
-                table.strength * (frame.rotors.radius / 4) ** 2,
+                table.strength * (frame.rotors.radius / 4) ** 2 / (frame.mass * frame.gravity),
                 table.spread,
                 table.width,
-                frame.rotors.thrust_range[1] * len(frame.rotors.spin),
+                frame.mass * frame.gravity,
             )
             for frame, table in zip(frames, tables, strict=True)
             if table is not None
         ]
         return cls(*(jnp.asarray(column) for column in zip(*rows, strict=True)))
 
-    def air(self, found: Neighbors, kind: Int[Array, " n"]) -> Air:
-        """Forces from neighbours, who must have been searched in three dimensions."""
-        shown = jnp.stack([self.strength[kind], self.spread[kind], self.width[kind], self.limit[kind]], axis=1)
+    def air(self, found: Neighbors, kind: Int[Array, " n"], thrust: Float[Array, " n"] | None = None) -> Air:
+        """Forces from neighbours, who must have been searched in three dimensions.
+
+        Args:
+            found: who is near whom.
+            kind: of the entities.
+            thrust: upward, of each as it is now (`AbstractFlight.lift`), newtons; None: all hover.
+        """
+        thrust = self.weight[kind] if thrust is None else thrust
+        shown = jnp.stack([self.area[kind], self.spread[kind], self.width[kind], thrust], axis=1)
         force = -found.sum(_push, shown)
         zero = jnp.zeros_like(force)
         force = jnp.concatenate([zero, zero, force], axis=1)
@@ -276,11 +285,14 @@ class Downwash(eqx.Module):
 
 def _push(way: Array, distance: Array, mine: Array, theirs: Array) -> Array:
     """Newtons downward that a neighbour exerts on me."""
-    strength, spread, width, limit = theirs
+    area, spread, width, thrust = theirs
     above = way[2] > 0
     height = jnp.where(above, way[2], 1.0)
+    square = rounded(jnp.square(height))
+    far = square > area
     wide = jnp.square(rounded(spread * height) + width)
     aside = rounded(jnp.square(way[0])) + rounded(jnp.square(way[1]))
     # Where the formula's width passes through 0 its force is 0 but on the axis.
     share = jnp.exp(-0.5 * aside / jnp.maximum(wide, 1e-6))
-    return jnp.where(above, jnp.minimum(strength / jnp.square(height), limit) * share, 0.0)[None]
+    share = share * jnp.where(far, area / jnp.where(far, square, 1.0), 1.0)
+    return jnp.where(above, rounded(thrust * share), 0.0)[None]

@@ -116,11 +116,14 @@ def test_wind_grows_with_height_and_gusts_pass():
     assert Weather(shear).step(None, entities, jnp.float32(0.0), jax.random.key(0), jnp.float32(0.1))[0] is None
 
 
-def formula(way):
-    """gym-pybullet-drones' numbers: of a CF2X, `way` metres above and aside."""
+WEIGHT = 0.027 * 9.8
+
+
+def formula(way, thrust=WEIGHT):
+    """gym-pybullet-drones' numbers: of a CF2X, `way` metres above and aside; they were measured as it hovered."""
     dz = way[2]
     alpha, beta = 2267.18 * (0.0231348 / 4 / dz) ** 2, 0.16 * dz - 0.11
-    return -min(alpha, 0.59535) * np.exp(-0.5 * (np.hypot(*way[:2]) / beta) ** 2) if dz > 0 else 0.0
+    return -thrust * min(alpha / WEIGHT, 1.0) * np.exp(-0.5 * (np.hypot(*way[:2]) / beta) ** 2) if dz > 0 else 0.0
 
 
 @pytest.mark.parametrize("backend", ["all_pairs", "cell_grid"])
@@ -147,6 +150,30 @@ def test_downwash_is_the_sum_of_the_formula_over_those_above(backend):
         np.testing.assert_allclose(found[i], [0.0, 0.0, expected], rtol=2e-4, atol=1e-6)
     # One metre below: 0.0758 N, a third of the weight.
     assert formula(np.asarray([0.0, 0.0, 1.0])) == pytest.approx(-0.07584, abs=1e-5)
+
+
+def test_downwash_grows_with_the_thrust_above_and_is_at_most_that():
+    downwash, n = Downwash.of([load_airframe("cf2x")]), 2
+    search = neighbor_search(Open(jnp.zeros(3), jnp.full(3, 4.0)), 3.0, n, SearchTable(backend="all_pairs", room=8))
+
+    @jax.jit
+    @jax.vmap
+    def push(way, thrust):
+        found = search.find(jnp.stack([jnp.zeros(3), way]), jnp.ones(n, bool))
+        both = downwash.air(found, jnp.zeros(n, jnp.int32), jnp.stack([jnp.zeros(()), thrust])).force[:, 2]
+        return both
+
+    rng = np.random.default_rng(0)
+    way = np.abs(rng.normal(size=(300, 3)) * [0.1, 0.1, 0.5])
+    way[:4] = [[0.0, 0.0, 1e-20], [0.0, 0.0, 1e-3], [0.0, 0.0, 0.3], [0.0, 0.0, 1.0]]
+    for thrust in (0.0, 0.1, WEIGHT, 0.6):
+        found = np.asarray(push(jnp.float32(way), jnp.full(300, thrust)))
+        assert (found[:, 0] >= -thrust * (1 + 1e-6)).all()
+        np.testing.assert_array_equal(found[:, 1], 0.0)
+        np.testing.assert_allclose(found[1:, 0], [formula(x, thrust) for x in way[1:]], rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(found[:3, 0], -0.6, rtol=1e-6)
+    slope = jax.grad(lambda way: jnp.sum(push(way, jnp.full(300, 0.3))))(jnp.float32(way))
+    assert np.isfinite(slope).all()
 
 
 def test_downwash_of_airframes_without_it_is_refused():
