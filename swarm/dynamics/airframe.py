@@ -36,8 +36,8 @@ class RotorTable(Table):
         motor_rates: a, b speeding up, a, b slowing down of speed' = a (c - speed) + b (c^2 - speed^2); 1/s, 1/s/RPM.
         inertia: of a rotor and its motor, kilogram square metres.
         radius: metres.
-        ground_effect: factor of (radius / (4 height))^2 in the gain of thrust near the ground. 1 is that of theory
-            (Cheeseman and Bennett 1955), for rotors without a fit of their own; 0: none.
+        ground_effect: factor of (radius / (4 height))^2 in the gain of thrust near the ground, which is at z = 0, as
+            it was fitted. Where it was not there is none but with `drone_dynamics(..., ground=...)`: that of theory.
     """
 
     position: tuple[tuple[float, float], ...]
@@ -49,7 +49,7 @@ class RotorTable(Table):
     motor_rates: tuple[Amount, Amount, Amount, Amount] | None = None
     inertia: Amount = 0.0
     radius: Positive
-    ground_effect: Amount | None = 1.0
+    ground_effect: Amount | None = None
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -142,6 +142,12 @@ class Airframe(Table):
     def hover_thrust(self) -> float:
         """Of one rotor, newtons."""
         return self.mass * self.gravity / len(self.rotors.spin)
+
+    def on_ground(self) -> "Airframe":
+        """With the ground effect of theory where none was fitted: 1, by Cheeseman and Bennett 1955 to first order."""
+        if self.rotors.ground_effect is not None:
+            return self
+        return self.model_copy(update={"rotors": self.rotors.model_copy(update={"ground_effect": 1.0})})
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> "Airframe":

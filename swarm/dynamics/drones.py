@@ -94,7 +94,8 @@ def drone_dynamics(
             `attitude_lag`: a lag with the same gain and mean delay.
         commands: what is commanded.
         control: gains, rates and limits.
-        ground: that holds drones up; None: they fall through, and `AbstractFlight.status` says so.
+        ground: that holds drones up and raises the thrust of all near it; None: they fall through, of which
+            `AbstractFlight.status` tells, and only airframes whose ground effect was fitted have it.
 
     Raises:
         ConfigError: a value is impossible, a model lacks its parameters, or the loops are unstable at their rates.
@@ -105,7 +106,22 @@ def drone_dynamics(
     table = control if isinstance(control, ControlTable) else validate(ControlTable, control or {}, "control")
     if not (math.isfinite(time_step) and time_step > 0):
         raise ConfigError(f"time_step = {time_step}: expected seconds, greater than 0")
-    frames = load_airframes(airframes)
+    if ground is None:
+        return _in_air(load_airframes(airframes), airframes, time_step, model, commands, table)
+    solid = ground if isinstance(ground, GroundTable) else validate(GroundTable, ground, "ground")
+    frames = [frame.on_ground() for frame in load_airframes(airframes)]
+    return Grounded.of(_in_air(frames, airframes, time_step, model, commands, table), solid, len(frames))
+
+
+def _in_air(
+    frames: Sequence[Airframe],
+    sources: Sequence[str | Path | Airframe],
+    time_step: float,
+    model: Model,
+    commands: Commands,
+    table: ControlTable,
+) -> AbstractFlight:
+    """Vehicle and layers of control; sources are named in errors."""
     inner, outer = (_count(time_step, rate) for rate in (table.rate, table.outer_rate))
     if commands == "rotors" and model != "rotors":
         raise ConfigError(f'commands = "rotors": model {model!r} has no rotors; choose model = "rotors"')
@@ -114,7 +130,7 @@ def drone_dynamics(
     # The loops nest: updates of the outer one, and within each of these those of the inner one.
     outer = outer if commands in ("velocity", "position") else 1
     inner = -(-inner // outer)
-    for frame, source in zip(frames, airframes, strict=True):
+    for frame, source in zip(frames, sources, strict=True):
         _check_stable(frame, source, model, commands, table, time_step, outer, inner)
     vehicle = (
         _attitude_hold(frames, table, inner) if model == "rotors" else attitude_flight(frames, model, table, inner)

@@ -13,7 +13,7 @@ from swarm.vectors import norm
 
 
 class GroundTable(Table):
-    """Level ground at z = 0 that drones stand on.
+    """Level ground at z = 0 that drones stand on, and that raises their thrust (`RotorTable.ground_effect`).
 
     Attributes:
         height: of the middle of a drone that stands, metres.

@@ -104,7 +104,7 @@ class Quadrotor(AbstractFlight):
 
     Sources: drag linear in the velocity, Faessler et al. 2018, eq. 2, and Förster 2015 (per rotor speed); rotors and
     their gyroscopic torque, drone-models `first_principles` (Learning Systems Lab, TUM); ground effect, Shi et al.
-    2019, without a fit Cheeseman and Bennett 1955; drag of the body in the square of the speed, as of plates (Hoerner
+    2019, or Cheeseman and Bennett 1955; drag of the body in the square of the speed, as of plates (Hoerner
     1965). Left out: blade flapping, vortex ring state, battery. Rotors are taken to be in air that moves slowly against
     them: up to some 5 m/s for a Crazyflie.
 

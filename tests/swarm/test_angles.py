@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from swarm.angles import OPPOSITE, nearest_turn, wrapped
-from swarm.dynamics import drone_dynamics
+from swarm.dynamics import drone_dynamics, quaternion
+from swarm.dynamics.control import _off
+from swarm.dynamics.quaternion import components
 from swarm.entities import Entities
 
 STEP, SECONDS = 0.02, 6.0
@@ -51,6 +53,37 @@ def test_the_nearest_turn_is_shorter_than_half_and_from_the_opposite_to_the_left
     for half in (np.pi, -np.pi, 3 * np.pi):
         found = turn(jnp.float32(start + FULL * start_turns), jnp.float32(start + half + FULL * goal_turns))
         np.testing.assert_allclose(found, np.pi, atol=2 * OPPOSITE)
+
+
+def test_the_error_of_an_attitude_is_lees_where_that_grows_and_never_fades_at_the_opposite():
+    rng = np.random.default_rng(0)
+    goal = rng.normal(size=(64, 4))
+    goal = components(jnp.asarray(goal / np.linalg.norm(goal, axis=1, keepdims=True), jnp.float32))
+    off = jax.jit(lambda turn: jnp.stack(_off(quaternion.product(goal, turn), goal)))
+
+    def turned(axis, angle):
+        parts = [np.sin(angle / 2) * x for x in axis]
+        return tuple(jnp.full(64, x, jnp.float32) for x in (*parts, np.cos(angle / 2)))
+
+    tilt = (0.6, -0.8, 0.0)
+    for axis in (tilt, (0.0, 0.0, 1.0)):
+        for angle in (0.0, 0.3, 1.5, -1.5):
+            np.testing.assert_allclose(
+                off(turned(axis, angle)).T, np.tile(np.sin(angle) * np.asarray(axis), (64, 1)), atol=2e-6
+            )
+        for angle in (2.0, 3.0, -3.0):
+            np.testing.assert_allclose(
+                off(turned(axis, angle)).T, np.tile(np.sign(angle) * np.asarray(axis), (64, 1)), atol=3e-6
+            )
+    # Exactly opposite: to the left, whichever sign; upside down about any axis, but the turn waits.
+    for half in (np.pi, -np.pi):
+        np.testing.assert_allclose(off(turned((0.0, 0.0, 1.0), half)).T, np.tile([0.0, 0.0, -1.0], (64, 1)), atol=1e-6)
+        over = np.asarray(off(turned(tilt, half)))
+        np.testing.assert_allclose(np.hypot(over[0], over[1]), 1.0, atol=1e-5)
+        np.testing.assert_allclose(over[2], 0.0, atol=1e-5)
+    slopes = jax.jit(jax.grad(lambda q: jnp.sum(jnp.stack(_off(quaternion.product(goal, q), goal)))))
+    for angle in (0.0, 1.0, np.pi):
+        assert all(np.isfinite(x).all() for x in slopes(turned(tilt, angle)))
 
 
 # Where each drone looks at first, the yaws that it is told to go through, and the turn that this should be. All end

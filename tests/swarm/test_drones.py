@@ -652,7 +652,7 @@ def test_drag_of_the_body_is_of_second_order_and_stable_for_any_step(x64):
 @pytest.mark.parametrize(("model", "commands"), VEHICLES)
 def test_the_ground_lifts_every_airframe(model, commands):
     names = airframe_names() if model == "rotors" else [n for n in airframe_names() if load_airframe(n).attitude]
-    dynamics = drone_dynamics(names, STEP, model, commands, {"rate": 50.0})
+    dynamics = drone_dynamics(names, STEP, model, commands, {"rate": 50.0}, {"height": 0.01})
     n, dt = len(names), jnp.float32(1e-3)
     kinds = jnp.arange(n, dtype=jnp.int32)
     fly = eqx.filter_jit(lambda m: dynamics.step(m, hover, kinds, dt))
@@ -662,10 +662,10 @@ def test_the_ground_lifts_every_airframe(model, commands):
         if commands == "rotors":
             hover = start.inner.rotors
         else:
-            hover = dynamics.aim(jnp.zeros((n, 3)), start.inner.thrust, kinds)
+            hover = dynamics.vehicle.aim(jnp.zeros((n, 3)), start.inner.thrust, kinds)
         gain = np.asarray(fly(start).velocity[:, 2] / dt)
         for name, found in zip(names, gain, strict=True):
-            frame = load_airframe(name)
+            frame = load_airframe(name).on_ground()
             share = min(frame.rotors.ground_effect * (frame.rotors.radius / 4 / height) ** 2, 4 / 15)
             assert share > 0
             assert found == pytest.approx(frame.gravity * share, rel=0.02, abs=2e-3)
