@@ -12,7 +12,7 @@ A newborn gets what its scenario puts into the store. All is per entity: what a 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, overload
 
 import equinox as eqx
 import jax
@@ -216,6 +216,26 @@ class Battery(eqx.Module):
         if not capacities or not all(0 < c < math.inf for c in capacities):
             raise ConfigError(f"battery: capacity = {list(capacities)}: expected joules greater than 0 for each kind")
         return cls(jnp.asarray(np.asarray(capacities, float), jnp.result_type(float)))
+
+    @overload
+    def step(
+        self,
+        energy: Float[Array, " n"],
+        kind: Int[Array, " n"],
+        drawn: Float[Array, " n"],
+        supplied: Float[Array, " n"],
+        dt: Float[Array, ""],
+    ) -> Float[Array, " n"]: ...
+
+    @overload
+    def step(
+        self,
+        energy: Charge,
+        kind: Int[Array, " n"],
+        drawn: Float[Array, " n"],
+        supplied: Float[Array, " n"],
+        dt: Float[Array, ""],
+    ) -> Charge: ...
 
     def step(
         self,
