@@ -80,60 +80,58 @@ def learner_of(rivals, **settings):
     return build_learner(scenario, load_training(scenario))
 
 
-def on_mesh(learner, function, learned, actors):
-    """Run a function of what a device has, as the update does."""
+def steps_of(learner, look, n_updates):
+    """What a device sees of each of some updates, as `look(learned, experience)` tells; all in one program."""
+    learned, actors = learner.init(0)
     dynamic, static = eqx.partition(learned, eqx.is_array)
 
     def program(dynamic, actors):
-        return function(eqx.combine(dynamic, static), actors)
+        learned = eqx.combine(dynamic, static)
+        actors, experience = learner.collect(learned, actors)
+        after, _ = learner._counted(learned, experience)
+        return eqx.filter(after, eqx.is_array), actors, look(learned, experience)
 
-    specs = (PartitionSpec(), PartitionSpec(AXIS))
-    sharded = jax.shard_map(program, mesh=learner.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
-    return jax.jit(sharded)(dynamic, actors)
+    shared, split = PartitionSpec(), PartitionSpec(AXIS)
+    specs = {"in_specs": (shared, split), "out_specs": (shared, split, shared)}
+    step = jax.jit(jax.shard_map(program, mesh=learner.mesh, check_vma=False, **specs))
+    for _ in range(n_updates):
+        dynamic, actors, seen = step(dynamic, actors)
+        yield jax.device_get(seen)
 
 
-@pytest.mark.parametrize("value", ["group", "global"])
+@pytest.mark.parametrize("value", ["group", pytest.param("global", marks=pytest.mark.slow)])
 def test_nothing_is_beyond_the_clip_while_parameters_are_what_they_were(rivals, value):
     learner = learner_of(rivals, credit__value=value)
 
-    def probe(learned, actors):
-        _, experience = learner.collect(learned, actors)
+    def look(learned, experience):
         batch, scale, _ = learner._prepare(learned, experience)
-        state = experience.state[0]
-        said = learner.evaluate(learned.network, batch.rows, state, scale)[2]
+        said = learner.evaluate(learned.network, batch.rows, experience.state[0], scale)[2]
         said = learner.separate_values(said, batch.rows.valid, batch.rows.sides)
-        return (said - batch.old_value) / scale.scale[None, None, None], scale.scale, scale.offset
+        return (said - batch.old_value) / scale.scale[None, None, None], scale.scale[0], scale.offset[0]
 
-    (learned, actors), scales = learner.init(0), []
-    for _ in range(4):
-        moved, scale, offset = on_mesh(learner, probe, learned, actors)
-        assert np.abs(moved).max() < 1e-3
-        scales.append((float(scale[0]), float(offset[0])))
-        learned, actors, _ = learner.update(learned, actors)
-    # It moved: the old scale would have put everything beyond.
-    assert scales[0][0] > 3.0
-    assert abs(scales[0][1] - scales[-1][1]) > 1.0
+    moved, scales, offsets = zip(*steps_of(learner, look, 4), strict=True)
+    assert max(np.abs(x).max() for x in moved) < 1e-3
+    # The scale moved: by the one before, everything would be beyond.
+    assert scales[0] > 3.0
+    assert abs(offsets[0] - offsets[-1]) > 1.0
 
 
 def test_a_last_value_is_in_the_units_of_the_scale_that_was_when_it_was_said(rivals):
     # Actors lag by two updates, in which the scale moves by much; every fourth step truncates.
     learner = learner_of(rivals, algorithm="impala", impala__lag=2, clip=0.0, steps=8192)
-    learned, actors = learner.init(0)
-    seen = []
-    for _ in range(4):
-        _, scale = learner.acting(learned)
 
-        def probe(learned, actors):
-            return learner.collect(learned, actors)[1].rollout
+    def look(learned, experience):
+        acting, rollout = learner.acting(learned)[1], experience.rollout
+        by_critic = acting.restore(rollout.value, jnp.ones(rollout.final_valid.shape, bool))
+        return rollout.final_valid, rollout.final_value, by_critic, acting.scale[0], learned.scale.scale[0]
 
-        rollout = on_mesh(learner, probe, learned, actors)
-        cut = np.asarray(rollout.final_valid)
+    acted, learned = [], []
+    for cut, final_value, by_critic, acting, now in steps_of(learner, look, 4):
         assert cut.any()
         # Rivals see nothing but themselves, so the last observation is worth what each before it is.
-        by_critic = np.asarray(scale.restore(rollout.value, jnp.ones(cut.shape, bool)))
-        np.testing.assert_allclose(np.asarray(rollout.final_value)[cut], by_critic[cut], rtol=1e-5, atol=1e-5)
-        seen.append((float(scale.scale[0]), float(learned.scale.scale[0])))
-        learned, actors, _ = learner.update(learned, actors)
+        np.testing.assert_allclose(final_value[cut], by_critic[cut], rtol=1e-5, atol=1e-5)
+        acted.append(acting)
+        learned.append(now)
     # Those that act have the scale of two updates before: at first none.
-    assert [a for a, _ in seen[:3]] == [1.0, 1.0, 1.0]
-    assert seen[3][0] == seen[1][1] > 3.0
+    assert acted[:3] == [1.0, 1.0, 1.0]
+    assert acted[3] == learned[1] > 3.0
