@@ -90,4 +90,4 @@ def positive(text: str) -> int:
 
 def is_run(source: str) -> bool:
     """Whether a word names a run folder."""
-    return (Path(source) / "run.json").is_file()
+    return os.path.isfile(Path(source) / "run.json")

@@ -84,7 +84,8 @@ class RunFolder:
         Raises:
             RunError: it is none.
         """
-        if not (path / "run.json").is_file() or not (path / "config.toml").is_file():
+        # Names that are too long for a file are none, too.
+        if not all(os.path.isfile(path / name) for name in ("run.json", "config.toml")):
             raise RunError(f"{path}: no run folder (it has no run.json and config.toml); runs are made by swarm.train")
         return cls(path)
 
