@@ -85,6 +85,7 @@ class RunFolder:
         Raises:
             RunError: it is none, or has links to files elsewhere, which we would write to.
         """
+        # Names that are too long for a file are none, too.
         if not all(os.path.isfile(path / name) for name in ("run.json", "config.toml")):
             raise RunError(f"{path}: no run folder (it has no run.json and config.toml); runs are made by swarm.train")
         for inner in path.iterdir():

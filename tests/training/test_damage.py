@@ -135,7 +135,7 @@ def check(ready, tmp_path, capsys, n, seed):
 
 
 def test_a_damaged_run_folder_is_one_line(ready, tmp_path, capsys):
-    check(ready, tmp_path, capsys, 16, seed=0)
+    check(ready, tmp_path, capsys, 10, seed=0)
 
 
 @pytest.mark.slow
