@@ -107,7 +107,7 @@ class BattleConfig(ScenarioConfig):
                 raise ValueError(f"population.{kind}.wave = {table.wave} exceeds capacity = {table.capacity}")
         if not all(sum(self.squads(army, "initial")) for army in (0, 1)):
             raise ValueError(
-                f"population: an army begins without any squad of world.squad = {size}; raise initial or share of a kind"
+                f"population: an army begins without a squad of world.squad = {size}; raise initial or share of a kind"
             )
         return self
 
