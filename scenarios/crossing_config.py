@@ -70,7 +70,7 @@ class CrossingConfig(ScenarioConfig):
             raise ValueError("population.drone.initial = 1: nobody to swap places with; at least 2")
         if self.observation.sight <= 2 * drone.radius:
             raise ValueError(
-                f"observation.sight = {self.observation.sight:g} is shorter than two of "
+                f"observation.sight = {self.observation.sight:g} is shorter than two radii, "
                 f"population.drone.radius = {drone.radius:g}, so that nobody could crash; raise it"
             )
         reach = world.circle + world.jitter + drone.radius

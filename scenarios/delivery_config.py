@@ -110,7 +110,7 @@ class DeliveryConfig(ScenarioConfig):
         world, drone, energy = self.world, self.population.drone, self.energy
         if self.observation.sight <= 2 * drone.radius:
             raise ValueError(
-                f"observation.sight = {self.observation.sight:g} is shorter than two of "
+                f"observation.sight = {self.observation.sight:g} is shorter than two radii, "
                 f"population.drone.radius = {drone.radius:g}, so that nobody could crash; raise it"
             )
         if self.observation.parcels > self.parcels.number:

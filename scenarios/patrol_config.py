@@ -102,7 +102,7 @@ class PatrolConfig(ScenarioConfig):
         world, drone = self.world, self.population.drone
         if self.radio.range <= 2 * drone.radius:
             raise ValueError(
-                f"radio.range = {self.radio.range:g} is shorter than two of population.drone.radius = "
+                f"radio.range = {self.radio.range:g} is shorter than two radii, population.drone.radius = "
                 f"{drone.radius:g}, within which others are looked for; raise it"
             )
         if 2 * self.energy.pad > min(world.size):

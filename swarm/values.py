@@ -56,10 +56,11 @@ def check_range(value: Any, *, on_host: bool = False) -> None:
     elif isinstance(value, bool) or on_host:
         return
     elif isinstance(value, int) and abs(value) > LARGEST_WHOLE:
-        raise PydanticCustomError("range", f"a whole number must be within {LARGEST_WHOLE} (32 bits)")
+        raise PydanticCustomError("range", "a whole number must be within {most} (32 bits)", {"most": LARGEST_WHOLE})
     elif isinstance(value, float) and math.isfinite(value) and value and not LEAST <= abs(value) <= LARGEST:
+        limits = {"least": f"{LEAST:g}", "most": f"{LARGEST:g}"}
         raise PydanticCustomError(
-            "range", f"a number must be 0 or from {LEAST:g} to {LARGEST:g} in size (single precision)"
+            "range", "a number must be 0 or from {least} to {most} in size (single precision)", limits
         )
 
 
@@ -71,15 +72,15 @@ class _Short(reprlib.Repr):
         self.maxlist = self.maxdict = 8
         self.maxlong = self.maxstring = self.maxother = 80
 
-    def repr_bool(self, value: bool, level: int) -> str:
-        return str(value).lower()
+    def repr_bool(self, x: bool, level: int) -> str:
+        return str(x).lower()
 
-    def repr_tuple(self, value: tuple[Any, ...], level: int) -> str:
-        return self.repr_list(list(value), level)
+    def repr_tuple(self, x: tuple[Any, ...], level: int) -> str:
+        return self.repr_list(list(x), level)
 
-    def repr_int(self, value: int, level: int) -> str:
+    def repr_int(self, x: int, level: int) -> str:
         # Python refuses to write out what is longer.
-        return super().repr_int(value, level) if value.bit_length() < 8192 else f"{value:#x}"[: self.maxlong] + "..."
+        return super().repr_int(x, level) if x.bit_length() < 8192 else f"{x:#x}"[: self.maxlong] + "..."
 
 
 def shown(value: Any) -> str:
