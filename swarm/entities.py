@@ -165,6 +165,6 @@ def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
     return population, jnp.sum(wanted & ~found, dtype=jnp.int32)
 
 
-def counted(total: Int[Array, "*v"], more: Int[Array, "*v"]) -> Int[Array, "*v"]:
+def counted(total: Int[Array, "*v"], more: Int[Array, "*v"] | int) -> Int[Array, "*v"]:
     """A total and what comes on top, neither negative; where 32 bits do not hold the sum, the most that they hold."""
     return total + jnp.minimum(more, LAST - total)

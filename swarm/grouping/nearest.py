@@ -7,7 +7,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from swarm.entities import Entities
 from swarm.grouping.rule import AbstractGrouping, Nodes, Previous
-from swarm.space import AbstractSpace
+from swarm.platforms import by_platform
+from swarm.space import AbstractSpace, rounded
+
+# Distances that an accelerator measures at once: 256 MB of them.
+_AT_ONCE = 2**26
 
 
 def nearest_of(
@@ -17,29 +21,51 @@ def nearest_of(
     place: Float[Array, "g d"],
     place_team: Int[Array, " g"],
     valid: Bool[Array, " g"],
+    at_once: int | None = None,
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Find for each the nearest valid place of its team; of equally near ones the first.
 
-    One pass over the n for each place, without an n by g matrix: XLA's argmin over one is 10 times slower on CPU.
+    On CPU one pass over the n for each place, without an n by g matrix, over which XLA's argmin is 10 times slower; on
+    an accelerator, where passes would wait for each other, as many places at once as memory allows.
+
+    Args:
+        space: measures distances.
+        position: of the n, metres.
+        team: of the n.
+        place: where they may be nearest to, metres.
+        place_team: of the places.
+        valid: which places there are.
+        at_once: so many places; by default what suits the device. It changes no result.
 
     Returns:
         Its index, -1 where there is none, and the squared distance, infinite where there is none; m^2.
     """
-    position = jax.lax.stop_gradient(position)
-    n, axes = position.shape[0], range(position.shape[1])
+    position, place = jax.lax.stop_gradient((position, place))
+    n, n_places, axes = position.shape[0], place.shape[0], range(position.shape[1])
 
-    def look(best: tuple[Array, Array], candidate: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
-        index, square = best
-        number, there, its_team, its_valid = candidate
-        ways = [jnp.square(space.shortest(position[:, axis] - there[axis], axis)) for axis in axes]
-        new = sum(ways[1:], start=ways[0])
-        nearer = its_valid & (team == its_team) & (new < square)
-        return (jnp.where(nearer, number, index), jnp.where(nearer, new, square)), None
+    def look(best: tuple[Array, Array], candidates: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
+        number, there, its_team, its_valid = candidates
+        ways = [space.shortest(position[None, :, axis] - there[:, axis, None], axis) for axis in axes]
+        squares = [rounded(jnp.square(way)) for way in ways]
+        new = sum(squares[1:], start=squares[0])
+        new = jnp.where(its_valid[:, None] & (team[None] == its_team[:, None]), new, jnp.inf)
+        one = number.shape[0] == 1
+        least, which = (new[0], number[0]) if one else (jnp.min(new, axis=0), number[jnp.argmin(new, axis=0)])
+        nearer = least < best[1]
+        return (jnp.where(nearer, which, best[0]), jnp.where(nearer, least, best[1])), None
 
-    n_places = place.shape[0]
-    places = (jnp.arange(n_places, dtype=jnp.int32), jax.lax.stop_gradient(place), place_team, valid)
-    start = (jnp.full(n, -1, jnp.int32), jnp.full(n, jnp.inf))
-    return jax.lax.scan(look, start, places, unroll=max(1, min(4, n_places)))[0]
+    def by(m: int) -> tuple[Array, Array]:
+        def chunks(x: Array) -> Array:
+            return jnp.pad(x, ((0, -n_places % m), *((0, 0),) * (x.ndim - 1))).reshape(-1, m, *x.shape[1:])
+
+        places = jax.tree.map(chunks, (jnp.arange(n_places, dtype=jnp.int32), place, place_team, valid))
+        start = (jnp.full(n, -1, jnp.int32), jnp.full(n, jnp.inf))
+        return jax.lax.scan(look, start, places, unroll=max(1, min(4, -(-n_places // m))))[0]
+
+    def of(platform: str) -> tuple[Array, Array]:
+        return by(1 if platform == "cpu" else max(1, min(n_places, _AT_ONCE // max(n, 1))))
+
+    return by_platform(of) if at_once is None else by(at_once)
 
 
 class NearestAnchor(AbstractGrouping):

@@ -16,6 +16,7 @@ from swarm.entities import Entities, Spawn, spawn
 from swarm.errors import ConfigError
 from swarm.grouping import Components, KMeans, NearestAnchor, Nodes, Previous, parse_grouping
 from swarm.grouping.components import disguised, revealed
+from swarm.grouping.nearest import nearest_of
 from swarm.hierarchy import Hierarchy, form, regroup
 from swarm.neighbors import AllPairs, Among
 from swarm.space import Open, Periodic
@@ -279,6 +280,24 @@ def test_labels_of_components_are_told_apart_beyond_what_single_precision_counts
     # Through what a search does with them: selection and minima.
     seen = jax.jit(lambda x: jnp.minimum(jnp.where(x > 0, x, jnp.inf), jnp.inf))(shown)
     np.testing.assert_array_equal(revealed(seen), numbers)
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("space", [Open(jnp.zeros(2), jnp.full(2, SIDE)), Periodic(jnp.zeros(3), jnp.full(3, SIDE))])
+def test_the_nearest_places_are_the_same_bits_however_many_are_looked_at_at_once(space):
+    rng, n, g = np.random.default_rng(0), 50, 7
+    position, place = (jnp.asarray(rng.uniform(0, SIDE, (m, space.n_dimensions)), jnp.float32) for m in (n, g))
+    place = place.at[3].set(place[1])  # of equally near ones the first
+    team, place_team = (jnp.asarray(rng.integers(0, 2, m), jnp.int32) for m in (n, g))
+    valid = jnp.arange(g) != 4
+    arguments = position, team, place, place_team, valid
+    by_default = jax.jit(lambda *x: nearest_of(space, *x))(*arguments)
+    square = jnp.sum(jnp.square(space.displacement(position[:, None], place[None])), axis=2)
+    square = jnp.where(valid[None] & (team[:, None] == place_team[None]), square, jnp.inf)
+    np.testing.assert_array_equal(by_default[0], jnp.argmin(square, axis=1))
+    for at_once in (3, 7):
+        found = jax.jit(lambda *x, at_once=at_once: nearest_of(space, *x, at_once))(*arguments)
+        jax.tree.map(np.testing.assert_array_equal, found, by_default)
 
 
 def test_fixed_groups_whose_members_cannot_be_counted_are_refused():
