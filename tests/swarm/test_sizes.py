@@ -191,7 +191,7 @@ def test_networks_that_a_run_cannot_have_are_one_line(said, tmp_path):
 
     (tmp_path / "config.toml").write_text(tomli_w.dumps(SPREAD))
     (tmp_path / "run.json").write_text(json.dumps({"scenario": "spread", "seed": 0} | said))
-    with pytest.raises(RunError, match=rf"run\.json: {next(iter(said))} = ") as caught:
+    with pytest.raises(RunError, match=r"run\.json: ") as caught:
         restore_minds(RunFolder.open(tmp_path), swarm.make("spread"))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200 + len(str(tmp_path))
