@@ -2,9 +2,10 @@
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,21 @@ def run(
     arguments = parser.parse_intermixed_args(argv)
     with interruptible(parser.prog) as interrupted, without_chatter() if argv is None else nullcontext():
         try:
-            return command(arguments)
+            code = command(arguments)
         except (Exception, KeyboardInterrupt) as error:
             stopped = interrupted() or isinstance(error, KeyboardInterrupt)
             line = "stopped" if stopped else _explained(error)
             if line is None:
                 raise
             print(f"{parser.prog}: {line}", file=sys.stderr)
-            return 130 if stopped else 2
+            code = 130 if stopped else 2
+    if code == 130 and argv is None:
+        # All is in order; what libraries still do at the end of a program may take its time, and be interrupted again.
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _explained(error: BaseException) -> str | None:
