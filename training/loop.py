@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from tensorboardX import SummaryWriter
 
 from swarm.adapters.environments import HostError
 from swarm.errors import RunError
@@ -18,6 +17,7 @@ from swarm.interrupts import stop_requested
 from swarm.status import explain
 from training.asynchronous import ActorError, Alternating, Asynchronous
 from training.evaluation import VALIDATION, evaluate
+from training.events import SummaryWriter
 from training.failures import told
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds
