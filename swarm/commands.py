@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from swarm.chatter import without_chatter
@@ -33,14 +33,21 @@ def run(
             arguments = parser.parse_intermixed_args(argv)
             find_in_working_folder()
             with trusting(getattr(arguments, "trust", False)):
-                return command(arguments)
+                code = command(arguments)
         except (Exception, KeyboardInterrupt) as error:
             stopped = interrupted() or isinstance(error, KeyboardInterrupt)
             line = "stopped" if stopped else _explained(error)
             if line is None:
                 raise
             print(f"{parser.prog}: {line}", file=sys.stderr)
-            return 130 if stopped else 2
+            code = 130 if stopped else 2
+    if code == 130 and argv is None:
+        # All is in order; what libraries still do at the end of a program may take its time, and be interrupted again.
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _explained(error: BaseException) -> str | None:

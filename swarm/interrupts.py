@@ -58,6 +58,9 @@ def interruptible(name: str) -> Iterator[Callable[[], bool]]:
     raised: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
+        if _importing(frame):
+            # Modules in C would report it at length; and there is nothing to put in order yet.
+            _exit(name, "stopped")
         if not raised:
             raised.append(number)
             raise KeyboardInterrupt
@@ -67,7 +70,7 @@ def interruptible(name: str) -> Iterator[Callable[[], bool]]:
     def lost(unraisable: Any) -> None:
         # In a callback it would be reported at length, and forgotten.
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            _exit(name)
+            _exit(name, "stopped")
         hook(unraisable)
 
     ear, mouth = os.pipe()
@@ -93,13 +96,22 @@ def _listen(ear: int, heard: threading.Event, name: str) -> None:
         for number in numbers:
             if number == signal.SIGINT:
                 if heard.is_set():
-                    _exit(name)
+                    _exit(name, "stopped at once")
                 heard.set()
     os.close(ear)
 
 
-def _exit(name: str) -> None:
+def _importing(frame: Any) -> bool:
+    """Whether a module is being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _exit(name: str, how: str) -> None:
     if sys.stdout and sys.stdout.isatty():
         os.write(1, _SHOW_CURSOR)
-    os.write(2, f"{name}: stopped at once\n".encode())
+    os.write(2, f"{name}: {how}\n".encode())
     os._exit(130)

@@ -37,6 +37,8 @@ class ActorError(RunError):
 
 # Seconds between two looks at whether the others live.
 _GLANCE = 1.0
+# One for all learners: each wrapper compiles anew, and what it has compiled stays.
+_start = eqx.filter_jit(start)
 
 
 @dataclasses.dataclass
@@ -197,8 +199,7 @@ class Asynchronous:
         learner = self.learner
         learned = learner.init_learned(seed)
         n, stage = learner.config.worlds, learner.stage(learned.network)
-        begin = eqx.filter_jit(start)
-        worlds = [begin(stage, run_key(learned.key, 1), jnp.arange(n) + i * n) for i in range(len(self._devices))]
+        worlds = [_start(stage, run_key(learned.key, 1), jnp.arange(n) + i * n) for i in range(len(self._devices))]
         return self.place(learned, tuple(worlds))
 
     def place(self, learned: Learned, actors: Any) -> tuple[Learned, Any]:
@@ -274,11 +275,12 @@ class Asynchronous:
 
     def _next(self) -> Delivery:
         patience = self.learner.config.impala.patience
-        until = time.perf_counter() + patience
-        while (left := until - time.perf_counter()) > 0:
-            if not all(thread.ready.is_set() for thread in self._threads):
-                # Patience is for rollouts, not for the compiler.
+        # Patience is for rollouts, not for the compiler.
+        until = None
+        while (left := _GLANCE if until is None else until - time.perf_counter()) > 0:
+            if until is None and all(thread.ready.is_set() for thread in self._threads):
                 until = time.perf_counter() + patience
+                continue
             # Also while others deliver: who died is missed at once.
             for thread in self._threads:
                 if thread.error is not None:
@@ -286,6 +288,9 @@ class Asynchronous:
                     raise ActorError(f"{thread.name} died: {why}") from thread.error
             with contextlib.suppress(queue.Empty):
                 return self._deliveries.get(timeout=min(_GLANCE, left))
+        # Perhaps it was this thread that was held up.
+        with contextlib.suppress(queue.Empty):
+            return self._deliveries.get_nowait()
         raise ActorError(
             f"no actor delivered within {patience:g} s; if a rollout takes so long, raise training.impala.patience"
         )
@@ -315,7 +320,7 @@ class Alternating:
         """Return a fresh learner and its worlds."""
         learner = self.learner
         learned, worlds = learner.init_learned(seed), jnp.arange(learner.config.worlds)
-        actors = eqx.filter_jit(start)(learner.stage(learned.network), run_key(learned.key, 1), worlds)
+        actors = _start(learner.stage(learned.network), run_key(learned.key, 1), worlds)
         return self.place(learned, actors)
 
     def place(self, learned: Learned, actors: Actors) -> tuple[Learned, Actors]:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from tensorboardX import SummaryWriter
 
 from swarm.adapters.environments import HostError
 from swarm.errors import RunError
@@ -19,6 +18,7 @@ from swarm.status import explain
 from training.asynchronous import ActorError, Alternating, Asynchronous
 from training.checkpoints import Checkpoints, DamagedError
 from training.evaluation import VALIDATION, evaluate, mean_where_defined, plain
+from training.events import SummaryWriter
 from training.failures import told
 from training.learner import AbstractLearner, Learned
 from training.networks import Minds

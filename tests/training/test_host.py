@@ -146,6 +146,34 @@ def test_who_is_cut_off_alone_is_bootstrapped_and_who_terminates_is_not():
     np.testing.assert_allclose(advantage[1, 0], reward[1, 0] - now[1, 0], atol=1e-5)
 
 
+@pytest.mark.parametrize("stays", ["truncated", pytest.param("", marks=pytest.mark.slow)])
+def test_whoever_comes_back_remembers_nothing_and_owes_nothing(stays):
+    scenario = load(SIGNS, {"environment": "hosts:Returns", "options.stays": stays, "training.recipe": "mppo"})
+    settings = load_training(scenario).model_copy(update={"rollout": 6, "worlds": 2, "minibatches": 1})
+    learner = build_learner(scenario, settings)
+    learned, actors = learner.init(0)
+    collector = HostCollector(learner.learner, learned, jax.devices()[0])
+    actors, e = collector(eqx.filter(learned.network, eqx.is_inexact_array), jnp.zeros(3, jnp.int32), actors)
+    collector.close()
+    alive, fresh, cut, identity = (
+        np.asarray(x)[:, 0]
+        for x in (
+            e.rollout.observation.alive,
+            e.rollout.fresh,
+            e.rollout.final_valid,
+            e.rollout.membership.identity,
+        )
+    )
+    # It leaves in its second step, and acts again two steps later, or at once where it is still listed.
+    back = 2 if stays else 3
+    assert list(alive[:, 0]) == [t != 2 or bool(stays) for t in range(6)]
+    assert [t for t in range(6) if fresh[t, 0] and alive[t, 0]] == [0, back]
+    assert list(np.flatnonzero(fresh[:, 1])) == [0]
+    assert [t for t in range(6) if identity[t, 0] != identity[0, 0] and alive[t, 0]] == list(range(back, 6))
+    # Cut off it is bootstrapped; terminated not, nor anybody at the end.
+    assert list(zip(*np.nonzero(cut), strict=True)) == ([(1, 0)] if stays else [])
+
+
 # Learning.
 
 
@@ -221,6 +249,9 @@ def test_a_crash_ends_the_run_with_its_error_and_a_checkpoint(actors, tmp_path, 
     assert nobody_left()
     folder = next(tmp_path.iterdir())
     assert (folder / "checkpoints" / str(done)).is_dir()
+    # All of it, with the way to where it happened.
+    assert f"{folder / 'error.txt'} has all of it" in error
+    assert 'raise ZeroDivisionError("the world is flat")' in (folder / "error.txt").read_text()
     if actors:
         return
     # Parameters, optimiser and counters are as they were; the environments begin anew.
