@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from scenarios.delivery_config import DeliveryConfig
 from scenarios.delivery_parcels import Orders, Parcels, picked
 from scenarios.flying import Craft
-from scenarios.level import Level, polar, total
+from scenarios.level import Level, polar
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Nearest
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
@@ -206,7 +206,7 @@ class Delivery(AbstractRules):
         reward = paid + rounded(self.reward["energy"] * (gained / level.battery.capacity[before.row]))
         reward = reward + self._carried(before, entities, fields)
         reward = reward - jnp.where(crashed, self.reward["crash"], 0.0)
-        spent = fields.spent + total(drawn + jnp.where(crashed, energy, 0.0))
+        spent = fields.spent + jnp.sum(drawn + jnp.where(crashed, energy, 0.0))
         new = Fields(craft, fields.places, parcels, load, near, spent)
         return entities, new, Outcome(reward, crashed, None, status=found.status)
 

@@ -182,8 +182,3 @@ class Level(eqx.Module):
 def polar(way: Float[Array, "*v 2"], side: Float[Array, ""]) -> Float[Array, "*v 3"]:
     """Direction, and distance in sides of the field."""
     return jnp.concatenate([unit(way), norm(way)[..., None] / side], axis=-1)
-
-
-def total(values: Float[Array, " n"]) -> Float[Array, ""]:
-    """Sum one by one: a reduction may round differently alone and in a batch, or with more slots."""
-    return jax.lax.scan(lambda so_far, x: (so_far + x, None), jnp.zeros(()), values)[0]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.flying import Craft
-from scenarios.level import Level, polar, total
+from scenarios.level import Level, polar
 from scenarios.patrol_config import PatrolConfig
 from swarm.comms import Mail, SumRadio
 from swarm.entities import Entities, Spawn, spawn
@@ -235,7 +235,7 @@ class Patrol(AbstractRules):
             near=near,
             mail=mail,
             reception=fields.reception.step(mail, heard, entities),
-            spent=fields.spent + total(spent),
+            spent=fields.spent + jnp.sum(spent),
         )
         return entities, new, Outcome(reward, crashed, None, status=found.status)
 

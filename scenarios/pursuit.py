@@ -263,11 +263,12 @@ class Pursuit(AbstractRules):
         return caught, jnp.where(prey, of_prey if self.prey_acts else 0.0, of_predator), found.status
 
     def _reborn(self, entities: Entities, caught: Bool[Array, " n"], obstacles: Balls, key: Key[Array, ""]) -> Spawn:
-        """Ask for a new prey for each one caught."""
+        """Ask for a new prey for each one caught, the eldest first."""
         n = self.n_slots
         kind = jnp.full(n, PREY, jnp.int32)
         place = self._places(entities.keys(key), kind, obstacles)
-        return Spawn(caught, kind, jnp.ones(n, jnp.int32), place, jnp.zeros(n), jnp.zeros((n, 0)))
+        births = Spawn(caught, kind, jnp.ones(n, jnp.int32), place, jnp.zeros(n), jnp.zeros((n, 0)))
+        return births.in_order_of(entities.uid)
 
     def ended(self, world: World) -> Bool[Array, ""]:
         """No prey is left."""

@@ -122,6 +122,11 @@ class Spawn(eqx.Module):
     stores: Float[Array, "m s"]
     builder: Int[Array, " m"] | None = None
 
+    def in_order_of(self, rank: Int[Array, " m"]) -> "Spawn":
+        """The same requests in another order of precedence: the least rank first, as of identities."""
+        order = jnp.argsort(jnp.where(self.wanted, rank, LAST))
+        return jax.tree.map(lambda x: x[order], self)
+
 
 def spawn(entities: Entities, births: Spawn) -> tuple[Entities, Int[Array, ""]]:
     """Put the wanted entities into the lowest free slots, in order, and give them fresh identities.

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Float, PyTree
 
@@ -34,8 +35,9 @@ _SHORT = 4
 def reproducible(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """The same function, of arguments that are pytrees of arrays, with rounding that does not depend on shapes.
 
-    It can be batched, differentiated and compiled as before. Matrix products, float cumulative sums, and what custom
-    kernels compute are left as they are.
+    It can be batched, differentiated and compiled as before. Matrix products, cumulative sums, sums by index
+    (`segment_sum`, `.at[].add`) and what custom kernels compute are left as they are; of these, sums by index are added
+    up in the order of their index on CPUs.
     """
 
     @functools.wraps(function)
@@ -77,9 +79,9 @@ def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
             number, over = inputs
             results = _bind(eqn, [number, jnp.where(number == number, over, 2.0 * over)])
         elif name == "reduce_sum":
-            results = [_sum(inputs[0], [int(axis) for axis in eqn.params["axes"]])]
+            results = [_sum(jnp.asarray(inputs[0]), [int(axis) for axis in eqn.params["axes"]])]
         elif name in ("exp", "log"):
-            results = [getattr(numerics, name)(inputs[0])]
+            results = [getattr(numerics, name)(jnp.asarray(inputs[0]))]
         else:
             results = _bind(eqn, inputs)
         values |= dict(zip(eqn.outvars, results, strict=True))
@@ -91,8 +93,9 @@ def _name(eqn: core.JaxprEqn) -> str:
     name = eqn.primitive.name
     if name == "custom_jvp_call" and eqn.params["call_jaxpr"].jaxpr.debug_info.func_name == "rounded":
         return "abs"
-    long = name == "reduce_sum" and all(eqn.invars[0].aval.shape[axis] > _SHORT for axis in eqn.params["axes"])
-    return "abs" if long else name
+    if name == "reduce_sum" and all(np.shape(eqn.invars[0].aval)[axis] > _SHORT for axis in eqn.params["axes"]):
+        return "abs"
+    return name
 
 
 def _bind(eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
