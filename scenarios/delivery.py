@@ -151,10 +151,14 @@ class Delivery(AbstractRules):
 
     @property
     def berths(self) -> Float[Array, "n 2"]:
-        """A place to charge for each slot, from the middle of the depot: a ring beyond the reach of parcels; metres."""
+        """A place to charge for each identity, from the depot's middle: a ring beyond the reach of parcels; metres."""
         angle = 2 * np.pi * np.arange(self.n_slots) / self.initial
         ring = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=1), jnp.float32)
         return rounded(0.5 * (self.reach + self.level.pad) * ring)
+
+    def own_berths(self, entities: Entities) -> Float[Array, "n 2"]:
+        """That of each drone. Nobody is born later, so identities are below the number of slots."""
+        return self.berths[jnp.where(entities.alive, entities.uid, 0)]
 
     # How an episode starts
 
@@ -224,9 +228,9 @@ class Delivery(AbstractRules):
         paid = jnp.where(
             drops, picked(self.orders.paid(parcels.value, self.seconds(step) - parcels.seconds), load), 0.0
         )
-        # At each place the drones without a parcel, by slot, get those that wait there, by age, one each.
+        # At each place the drones without a parcel, by identity, get those that wait there, by age, one each.
         free, waiting = there & (load < 0), parcels.waiting(self.seconds(step))
-        turn = _rank(free, at)[:, None] == _rank(waiting, parcels.origin)[None]
+        turn = _rank(free, at, entities.uid)[:, None] == _rank(waiting, parcels.origin, jnp.arange(m))[None]
         gets = turn & free[:, None] & waiting[None] & (at[:, None] == parcels.origin[None])
         picks = jnp.any(gets, axis=1)
         new = jnp.where(picks, jnp.argmax(gets, axis=1).astype(jnp.int32), jnp.where(drops, -1, load))
@@ -287,7 +291,7 @@ class Delivery(AbstractRules):
             velocity / level.flying.speed,
             2.0 * place / level.size[None] - 1.0,
             jnp.where(alive, entities.stores, 0.0) / level.battery.capacity[entities.row][:, None],
-            polar(fields.places[:1] + self.berths - place, side),
+            polar(fields.places[:1] + self.own_berths(entities) - place, side),
             level.spare(entities, fields.places[0])[:, None],
             jnp.broadcast_to(1.0 - world.step / self.steps, (self.n_slots, 1)),
             loaded,
@@ -376,7 +380,7 @@ class Delivery(AbstractRules):
         draw(axes, world, self)
 
 
-def _rank(mask: Bool[Array, " x"], label: Int[Array, " x"]) -> Int[Array, " x"]:
-    """How many of the mask with the same label come before each."""
-    same = mask[None] & (label[:, None] == label[None]) & jnp.tri(label.shape[0], k=-1, dtype=bool)
+def _rank(mask: Bool[Array, " x"], label: Int[Array, " x"], number: Int[Array, " x"]) -> Int[Array, " x"]:
+    """How many of the mask with the same label and a lower number there are."""
+    same = mask[None] & (label[:, None] == label[None]) & (number[None] < number[:, None])
     return jnp.sum(same, axis=1, dtype=jnp.int32)

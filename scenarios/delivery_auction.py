@@ -36,7 +36,9 @@ class Auction(AbstractPolicy):
         brings = loaded & (charge > need + back + kept)
         bids = jnp.where((alive & ~loaded)[:, None], self._bids(world, place, charge), -jnp.inf)
         won = assign(bids, numbers["epsilon"], rules.max_rounds)
-        goal = jnp.where((won >= 0)[:, None], fields.places[parcels.origin[jnp.maximum(won, 0)]], depot + rules.berths)
+        goal = jnp.where(
+            (won >= 0)[:, None], fields.places[parcels.origin[jnp.maximum(won, 0)]], depot + rules.own_berths(entities)
+        )
         goal = jnp.where(brings[:, None], end, goal)
         wanted = clipped(goal - place, jnp.broadcast_to(level.flying.speed, alive.shape))
         return wanted / level.flying.speed

@@ -165,11 +165,15 @@ class Patrol(AbstractRules):
 
     @property
     def berths(self) -> Float[Array, "n 2"]:
-        """A place above the pad for each slot, from its middle: evenly spread over the disc (Vogel 1979); metres."""
+        """A place above the pad for each identity, from its middle: spread over the disc (Vogel 1979); metres."""
         number = np.arange(self.n_slots)
         distance, angle = np.minimum(np.sqrt((number + 0.5) / self.initial), 1.0), 2.399963 * number
         unit = 0.8 * distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         return rounded(self.level.pad * jnp.asarray(unit, jnp.float32))
+
+    def own_berths(self, entities: Entities) -> Float[Array, "n 2"]:
+        """That of each drone. Nobody is born later, so identities are below the number of slots."""
+        return self.berths[jnp.where(entities.alive, entities.uid, 0)]
 
     # How an episode starts
 
@@ -298,7 +302,7 @@ class Patrol(AbstractRules):
             velocity / speed,
             2.0 * place / self.level.size[None] - 1.0,
             jnp.where(alive, entities.stores, 0.0) / self.level.battery.capacity[entities.row][:, None],
-            polar(fields.base[None, :2] + self.berths - place, side),
+            polar(fields.base[None, :2] + self.own_berths(entities) - place, side),
             self.level.spare(entities, fields.base[:2])[:, None],
             fields.linked[:, None],
             jnp.broadcast_to(1.0 - world.step / self.steps, (n, 1)),

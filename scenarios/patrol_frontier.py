@@ -39,7 +39,7 @@ class Frontier(AbstractPolicy):
         rules, entities, fields, level = self.rules, world.entities, world.fields, self.rules.level
         alive, speed, numbers = entities.alive, level.flying.speed, rules.frontier
         place = jnp.where(alive[:, None], entities.position[:, :2], 0.0)
-        back = fields.base[None, :2] + rules.berths - place
+        back = fields.base[None, :2] + rules.own_berths(entities) - place
         charge = jnp.where(alive, entities.stores[:, 0], 0.0) / level.battery.capacity[entities.row]
         need = level.way_back(entities, fields.base[:2]) + numbers["reserve"]
         knows_all = jnp.all(fields.known, axis=(1, 2))
