@@ -35,7 +35,7 @@ class _About(pydantic.BaseModel):
 
     scenario: str
     config: dict[str, Any]
-    seed: int = pydantic.Field(ge=-(2**63), lt=2**63)
+    seed: int = pydantic.Field(ge=0, lt=2**32)
     worlds: int = pydantic.Field(ge=1, le=2**20)
 
 
