@@ -350,8 +350,8 @@ def played_together(simulator, reset_keys, play_keys, reset_batch, play_batch):
     return start, stacked(*segments)
 
 
-@pytest.mark.parametrize("n_devices", [1, 2, 8])
-@pytest.mark.parametrize("name", often(CASES, set(CASES) - {"flocking, cell grid"}))
+@pytest.mark.parametrize("n_devices", [pytest.param(n, marks=() if n == 8 else pytest.mark.slow) for n in (1, 2, 8)])
+@pytest.mark.parametrize("name", often(CASES, set(CASES) - {"crossing"}))
 def test_any_number_of_devices_gives_the_same_bits(name, n_devices):
     simulator = built(name).simulator
     mesh = Mesh(np.array(jax.devices()[:n_devices]), "worlds")
