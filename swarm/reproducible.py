@@ -65,10 +65,10 @@ def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        name, inputs, out = eqn.primitive.name, [read(atom) for atom in eqn.invars], eqn.outvars[0]
+        name, inputs, out = eqn.primitive.name, [read(atom) for atom in eqn.invars], next(iter(eqn.outvars), None)
         if name in ("jit", "pjit"):
             results = _run(eqn.params["jaxpr"], inputs)
-        elif not (eqn.outvars and jnp.issubdtype(out.aval.dtype, jnp.float32)):
+        elif out is None or not jnp.issubdtype(out.aval.dtype, jnp.float32):
             results = _bind(eqn, inputs)
         elif name in _PRODUCTS:
             results = _bind(eqn, inputs)

@@ -1,7 +1,6 @@
 """Checkpoints: named arrays, by number of updates, each with a checksum."""
 
 import errno
-import functools
 import json
 import shutil
 import sys
@@ -222,15 +221,17 @@ class Checkpoints:
         self._manager.close()
 
 
-@functools.cache
 def _hush() -> None:
     """Keep tracebacks from the user that say nothing: of reads that Orbax left behind when another one failed."""
     before = sys.unraisablehook
+    if getattr(before, "hushes", False):
+        return
 
     def hook(found: Any) -> None:
         if str(found.exc_value) != "Event loop is closed":
             before(found)
 
+    hook.hushes = True  # pyright: ignore[reportFunctionMemberAccess]
     sys.unraisablehook = hook
 
 

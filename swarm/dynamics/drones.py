@@ -24,7 +24,7 @@ from swarm.errors import ConfigError
 AIR_DENSITY = 1.225
 
 Model = Literal["rotors", "attitude", "attitude_lag"]
-Rate = Annotated[float, pydantic.Field(gt=1e-3, le=1e5)]
+Rate = Annotated[float, pydantic.Field(ge=1e-3, le=1e5)]
 Gain = Annotated[float, pydantic.Field(gt=1e-6, le=1e6)]
 Limit = Annotated[float, pydantic.Field(gt=1e-6, le=1e4)]
 Speed = Annotated[float, pydantic.Field(ge=0.0, le=1e4)]
@@ -100,9 +100,6 @@ def drone_dynamics(
     Raises:
         ConfigError: a value is impossible, a model lacks its parameters, or the loops are unstable at their rates.
     """
-    if ground is not None:
-        table = ground if isinstance(ground, GroundTable) else validate(GroundTable, ground, "ground")
-        return Grounded.of(drone_dynamics(airframes, time_step, model, commands, control), table, len(airframes))
     table = control if isinstance(control, ControlTable) else validate(ControlTable, control or {}, "control")
     if not (math.isfinite(time_step) and time_step > 0):
         raise ConfigError(f"time_step = {time_step}: expected seconds, greater than 0")

@@ -251,8 +251,8 @@ def test_what_living_entities_see_and_earn_is_looked_at(roomy):
         lambda t: t.observation.maps, timestep, jnp.full((1, 2, 2, 1), np.nan), is_leaf=lambda x: x is None
     )
     assert int(mark(world, seen)) == Status.BAD_OBSERVATION
-    assert explain(96)[0].startswith("BAD_OBSERVATION: ")
-    assert explain(96)[1].startswith("BAD_REWARD: ")
+    assert explain(Status.BAD_OBSERVATION | Status.BAD_REWARD)[0].startswith("BAD_OBSERVATION: ")
+    assert explain(Status.BAD_OBSERVATION | Status.BAD_REWARD)[1].startswith("BAD_REWARD: ")
 
 
 def test_a_reward_that_is_no_number_is_named_by_the_episode():

@@ -18,6 +18,7 @@ from training.networks import Minds, Network
 from training.networks.critics import AttentionPool
 from training.networks.layers import Attention, KindHead, Places
 from training.networks.memory import Recurrence
+from training.rollout import N_STATUS_BITS
 
 KEY = jax.random.key(0)
 
@@ -208,4 +209,4 @@ def test_between_devices_an_update_moves_sums_and_nothing_of_an_entity(rivals):
         for shape in re.findall(r"\[([\d,]*)\]", shapes):
             size = int(np.prod([int(d) for d in shape.split(",") if d] or [1]))
             # Parameters, or statistics without an axis over worlds, steps or entities.
-            assert size in sizes or size <= 8, line
+            assert size in sizes or size <= N_STATUS_BITS, line

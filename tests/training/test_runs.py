@@ -15,7 +15,6 @@ import pytest
 import tomli_w
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from runs import copy_of, make_run, state_of, take_up
-from tensorboardX import SummaryWriter
 
 import swarm.train
 import training.loop
@@ -28,6 +27,7 @@ from training.checksums import checksums
 from training.config import load_training
 from training.contained import contained
 from training.evaluation import summarise
+from training.events import SummaryWriter
 from training.loop import Run, _check_finite, _row
 from training.restore import frozen_policy, restore_minds
 from training.rollout import EpisodeSums
