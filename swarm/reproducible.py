@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Float, PyTree
 
@@ -93,8 +92,9 @@ def _name(eqn: core.JaxprEqn) -> str:
     name = eqn.primitive.name
     if name == "custom_jvp_call" and eqn.params["call_jaxpr"].jaxpr.debug_info.func_name == "rounded":
         return "abs"
-    if name == "reduce_sum" and all(np.shape(eqn.invars[0].aval)[axis] > _SHORT for axis in eqn.params["axes"]):
-        return "abs"
+    if name == "reduce_sum":
+        shape = eqn.invars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+        return "abs" if all(shape[axis] > _SHORT for axis in eqn.params["axes"]) else name
     return name
 
 

@@ -132,7 +132,7 @@ def test_the_best_networks_are_saved_also_below_those_that_were_left_behind(run,
     assert (run / "aside" / "best-4").is_dir()
     assert (one.best.steps(), one.score) == ([], -np.inf)
     monkeypatch.setattr(Run, "_play", lambda _: {"takers": [0.0, 0.5, None]})
-    with SummaryWriter(str(run)) as writer:
+    with SummaryWriter(str(run), None, True) as writer:
         one.evaluate(writer, 1.0)
     assert (one.best.steps(), one.score) == ([3], 0.25)
     assert RunFolder.open(run).metrics(EVALUATIONS)[-1]["update"] == 3
