@@ -19,14 +19,14 @@ class Reception(eqx.Module):
     """Delivery rate of all links, and age of information of each entity, whoever told it.
 
     Attributes:
-        offered: messages sent to each slot so far, whoever held it.
+        offered: messages sent to each slot so far, whoever held it; right up to 2^31, 100 million steps of 20.
         delivered: of these, those that arrived.
         age: age of information: steps since the newest message that the entity has was sent; -1: it has none.
         uid: identity of the entity that the age belongs to.
     """
 
-    offered: Float[Array, " n"]
-    delivered: Float[Array, " n"]
+    offered: Int[Array, " n"]
+    delivered: Int[Array, " n"]
     age: Int[Array, " n"]
     uid: Int[Array, " n"]
 
@@ -34,19 +34,23 @@ class Reception(eqx.Module):
     def init(cls, n_slots: int) -> "Reception":
         """Nothing so far."""
         nobody = jnp.full(n_slots, -1, jnp.int32)
-        return cls(jnp.zeros(n_slots), jnp.zeros(n_slots), nobody, nobody)
+        none = jnp.zeros(n_slots, jnp.int32)
+        return cls(none, none, nobody, nobody)
 
     def step(self, mail: Mail, inbox: Total | Letters, entities: Entities) -> "Reception":
         """Count what a step of the radio returned."""
         uid = jnp.where(entities.alive, entities.uid, -1)
         known = entities.alive & (self.uid == uid) & (self.age >= 0)
         age = least_age(jnp.where(known, self.age + 1, -1), inbox.newest)
-        return Reception(self.offered + mail.offered, self.delivered + inbox.count, age, uid)
+        # Whole numbers: a float32 stops counting at 2^24.
+        offered, delivered = (count.astype(jnp.int32) for count in (mail.offered, inbox.count))
+        return Reception(self.offered + offered, self.delivered + delivered, age, uid)
 
     @property
     def delivery_rate(self) -> Float[Array, "*t"]:
         """Share of all messages that have arrived; what is under way counts as not arrived; 0 where none was sent."""
-        return jnp.sum(self.delivered, axis=-1) / jnp.maximum(jnp.sum(self.offered, axis=-1), 1.0)
+        delivered, offered = (count.astype(jnp.float32) for count in (self.delivered, self.offered))
+        return jnp.sum(delivered, axis=-1) / jnp.maximum(jnp.sum(offered, axis=-1), 1.0)
 
 
 class LinkAges(eqx.Module):

@@ -187,6 +187,20 @@ def test_bursts_and_ages_have_their_closed_forms():
     assert not (heard > 0)[spells[:-DELAY]].any()
 
 
+def test_counting_goes_on_above_what_float32_counts():
+    radio = SumRadio(Loss.of(0.0), 0)
+    uid, position, message = (jnp.asarray(x[0]) for x in history())
+    found, entities = AllPairs(SPACE, jnp.float32(1.6)).find(position, uid >= 0), entities_of(uid, position)
+    mail, inbox = radio.step(radio.init(N, 2), found, entities, message, jax.random.key(0))
+    many = jnp.full(N, 2**24 + 1, jnp.int32)
+    start = eqx.tree_at(lambda r: (r.offered, r.delivered), Reception.init(N), (many, many))
+    after = start.step(mail, inbox, entities)
+    assert (after.offered - many == mail.offered).all()
+    assert (after.delivered - many == inbox.count).all()
+    assert inbox.count.sum() > 0
+    assert after.delivery_rate == 1.0
+
+
 def test_the_age_of_information_over_independent_losses_is_geometric():
     n, t, q = 400, 200, 0.4
     uid, position, message = everybody(n, t)
