@@ -12,9 +12,10 @@ from scenarios.flying import Craft, Flying
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Nearest
 from swarm.obstacles import Balls
+from swarm.rounding import rounded
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
 from swarm.search import neighbor_search
-from swarm.space import Open, rounded
+from swarm.space import Open
 from swarm.vectors import norm
 
 N_FEATURES = 8

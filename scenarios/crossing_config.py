@@ -3,9 +3,9 @@
 import pydantic
 
 from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Few, Positive, Weight
-from swarm.config import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
+from swarm.tables import ScenarioConfig, Table
 
 
 class WorldTable(BoxTable):

@@ -14,9 +14,9 @@ from scenarios.flying import Craft
 from scenarios.level import Level, polar
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Nearest
+from swarm.rounding import rounded
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
 from swarm.search import neighbor_search
-from swarm.space import rounded
 from swarm.vectors import norm
 
 N_BLOCKS = 4

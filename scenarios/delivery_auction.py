@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from scenarios.delivery import Delivery
+from swarm.rounding import rounded
 from swarm.scenario import AbstractPolicy, Action, Observation, World
-from swarm.space import rounded
 from swarm.vectors import clipped, dot, norm, unit
 
 

@@ -14,10 +14,10 @@ from scenarios.tables import (
     Share,
     Weight,
 )
-from swarm.config import ScenarioConfig, Table
 from swarm.dynamics import Airframe, load_airframe
 from swarm.dynamics.drones import ControlTable
 from swarm.search import SearchTable
+from swarm.tables import ScenarioConfig, Table
 
 
 class WorldTable(FieldTable):

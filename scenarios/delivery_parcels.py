@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.delivery_config import ParcelsTable
-from swarm.space import rounded
+from swarm.rounding import rounded
 
 
 class Parcels(eqx.Module):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from scenarios.flocking import Flocking
+from swarm.rounding import rounded
 from swarm.scenario import AbstractPolicy, Action, Observation, World
-from swarm.space import rounded
 from swarm.vectors import norm
 
 

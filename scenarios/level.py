@@ -14,7 +14,8 @@ from swarm.dynamics.drones import ControlTable
 from swarm.energy import Battery, Pads, PowerTable, RotorPower
 from swarm.entities import Entities
 from swarm.neighbors import Nearest, Neighbors
-from swarm.space import Open, rounded
+from swarm.rounding import rounded
+from swarm.space import Open
 from swarm.vectors import clipped, norm, unit
 
 _of_flight = eqx.filter_jit(RotorPower.of_flight)

@@ -16,9 +16,9 @@ from swarm.entities import Entities, Spawn, spawn
 from swarm.links import Loss
 from swarm.neighbors import AbstractNeighborSearch, Nearest, Neighbors
 from swarm.reception import Reception
+from swarm.rounding import rounded
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
 from swarm.search import neighbor_search
-from swarm.space import rounded
 from swarm.vectors import norm
 
 N_FEATURES = 7

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from scenarios.patrol import Patrol
+from swarm.rounding import rounded
 from swarm.scenario import AbstractPolicy, Action, Observation, World
-from swarm.space import rounded
 from swarm.vectors import clipped, norm
 
 

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import pydantic
 
-from swarm.config import Population, Table, validate
 from swarm.dynamics import Airframe, load_airframe
 from swarm.dynamics.drones import Model
 from swarm.errors import ConfigError
+from swarm.tables import Population, Table, validate
 
 # Limits are far beyond what is of use, and keep single precision and memory from being exceeded by a slip.
 Positive = pydantic.Field(gt=1e-9, le=1e9)

@@ -14,10 +14,11 @@ from swarm.dynamics import Motion, VelocityLag
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch
 from swarm.obstacles import Balls, collide
+from swarm.rounding import rounded
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
 from swarm.search import neighbor_search
 from swarm.sensors import Sensor, Track, gps
-from swarm.space import Open, rounded
+from swarm.space import Open
 from swarm.vectors import clipped, norm, unit
 
 N_OWN, N_FEATURES = 7, 5

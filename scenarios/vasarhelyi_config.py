@@ -5,8 +5,8 @@ import math
 import pydantic
 
 from scenarios.tables import Amount, BoxTable, Few, Positive, Share, Weight
-from swarm.config import Population, ScenarioConfig, Table
 from swarm.search import SearchTable
+from swarm.tables import Population, ScenarioConfig, Table
 
 
 class WorldTable(BoxTable):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from scenarios.vasarhelyi import Vasarhelyi
+from swarm.rounding import root, rounded
 from swarm.scenario import AbstractPolicy, Action, Observation, World
-from swarm.space import root, rounded
 from swarm.vectors import clipped, norm
 
 

@@ -8,7 +8,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swarm.config import load, make
+    from swarm.build import make
+    from swarm.config import load
     from swarm.entities import Entities
     from swarm.errors import ConfigError, RunError, SwarmError
     from swarm.hierarchy import Hierarchy
@@ -24,7 +25,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load": "config",
-    "make": "config",
+    "make": "build",
     "Entities": "entities",
     "Hierarchy": "hierarchy",
     "ConfigError": "errors",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from swarm.space import rounded
+from swarm.rounding import rounded
 
 # 2 pi in two parts: any number of turns (below 65,536) times the first is exact in float32.
 _TURN = 6.28125, 2 * math.pi - 6.28125

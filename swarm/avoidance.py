@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.space import root, rounded
+from swarm.rounding import root, rounded
 from swarm.vectors import clipped, dot, norm, unit
 
 _EPSILON = 1e-5

@@ -1,6 +1,8 @@
 """From a validated scenario file to a simulator."""
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -8,12 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swarm.config import Scenario
+from swarm.config import Scenario, load
 from swarm.errors import ConfigError, nearest
 from swarm.grouping import AbstractGrouping, parse_grouping
 from swarm.randomization import variants_of
 from swarm.simulator import Draws, Simulator
 from swarm.values import shown
+
+
+def make(source: str | Path | Scenario, overrides: Mapping[str, Any] | None = None) -> Simulator:
+    """Build the simulator of a scenario.
+
+    Args:
+        source: a shipped scenario's name ("outpost"), the path of a TOML file, or what `load` made of one.
+        overrides: dotted keys and their values, like {"population.heavy.capacity": 64}; `load` takes its own.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong; the message names it and a remedy.
+    """
+    if isinstance(source, Scenario):
+        if overrides:
+            raise TypeError("a loaded scenario has its values; give overrides to load()")
+        return build_simulator(source)
+    return build_simulator(load(source, overrides))
 
 
 def build_simulator(scenario: Scenario) -> Simulator:

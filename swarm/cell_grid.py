@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest, Neighbors, Pair
 from swarm.platforms import by_platform
+from swarm.rounding import root
 from swarm.sorting import NO_KEY, least_keys, sort_cells
-from swarm.space import AbstractSpace, length, root, square_length
+from swarm.space import AbstractSpace, length, square_length
 
 # Along the first axis cells are half as wide as along the others, which shortens the lists.
 REACH = 2

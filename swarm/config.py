@@ -5,102 +5,24 @@ import functools
 import importlib.resources
 import itertools
 import os
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
-
-import pydantic
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swarm import resolve
 from swarm.errors import ConfigError, nearest
 from swarm.files import read_bytes
 from swarm.packages import check_ours, hidden
 from swarm.randomization import Distribution, distributions, is_distribution, pool, variants_of
-from swarm.values import check_range, fitted, shown
+from swarm.tables import ScenarioConfig, validate
+from swarm.toml import COMMAND_LINE, check_depth, parse_toml, set_dotted, value_at
+from swarm.values import shown
 
 if TYPE_CHECKING:
     from swarm.scenario import AbstractRules
-    from swarm.simulator import Simulator
 
 
-class Table(pydantic.BaseModel):
-    """A table of a scenario file: frozen, without unknown keys, each value of the very type that the table names.
-
-    `true` is no number and `"8"` no whole number; a whole number may stand where a real one is meant, a list where a
-    tuple is. Numbers fit into the arrays that they become (`swarm.values`).
-
-    Attributes:
-        on_host: names of numbers that no array ever holds, and that may be as large as they like.
-    """
-
-    # What stands in a table that is not ours (`options`) may be infinite, and stays so.
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, ser_json_inf_nan="constants"
-    )
-
-    on_host: ClassVar[tuple[str, ...]] = ()
-
-    @pydantic.field_validator("*", mode="before")
-    @classmethod
-    def _fitted(cls, value: Any, info: Any) -> Any:
-        return fitted(cls.model_fields[info.field_name].annotation, value)
-
-    @pydantic.field_validator("*", mode="after")
-    @classmethod
-    def _in_range(cls, value: Any, info: Any) -> Any:
-        check_range(value, on_host=info.field_name in cls.on_host)
-        return value
-
-
-class Population(Table):
-    """How many entities of a kind there can be (16 million at most), and are at the start; both per team."""
-
-    capacity: int = pydantic.Field(ge=0, le=2**24)
-    initial: int = pydantic.Field(ge=0)
-
-    @pydantic.model_validator(mode="after")
-    def _initial_fits(self) -> "Population":
-        if self.initial > self.capacity:
-            raise ValueError(f"initial = {self.initial} exceeds capacity = {self.capacity}; raise capacity")
-        return self
-
-
-class Randomization(Table):
-    """Table `randomization`: how values are drawn for which the file gives distributions (`swarm.randomization`).
-
-    Attributes:
-        pool: how many draws there are; each world picks one at its reset.
-        variants: how many values there are in a world of what differs between entities.
-        seed: of the draws.
-    """
-
-    on_host = ("seed",)
-
-    pool: int = pydantic.Field(default=64, ge=1, le=10_000)
-    variants: int = pydantic.Field(default=16, ge=2, le=10_000)
-    seed: int = pydantic.Field(default=0, ge=0, lt=2**32)
-
-
-class ScenarioConfig(Table):
-    """What every scenario file has; rules add their own tables by subclassing.
-
-    Attributes:
-        rules: `module:Class` of the rules, so that a user's own class needs no registration.
-        groups: names of the levels, and for each above the first the rule that forms it.
-        randomization: how values with distributions are drawn.
-        training: settings of the learner, validated by `training.config`.
-    """
-
-    rules: str
-    groups: dict[str, Any] = pydantic.Field(default_factory=lambda: {"levels": ["entity"]})
-    randomization: Randomization = Randomization()
-    training: dict[str, Any] = pydantic.Field(default_factory=dict)
-
-
-COMMAND_LINE = "command line"
-_LONGEST, _DEEPEST, _MOST_BASES = 1_000_000, 32, 16
-_TOO_DEEP = f"tables or lists more than {_DEEPEST} deep; no scenario or recipe has these"
+_MOST_BASES = 16
 # Of scenario files that name an environment instead of rules.
 HOST_RULES = "swarm.adapters.host:HostRules"
 
@@ -126,7 +48,7 @@ class Scenario(NamedTuple):
 
     def place(self, key: str) -> str:
         """Where the value of a dotted key comes from, for the message of an error: the file, or the command line."""
-        if self.own is None or _value_at(self.own, key) == _value_at(self.resolved(), key):
+        if self.own is None or value_at(self.own, key) == value_at(self.resolved(), key):
             return self.source
         return COMMAND_LINE
 
@@ -134,12 +56,6 @@ class Scenario(NamedTuple):
     def foreign(self) -> bool:
         """Whether it names code that is not ours, so that its run folders need `--trust`."""
         return bool(_foreign(self.config.model_dump(include={"rules", "environment"})))
-
-    def simulator(self) -> "Simulator":
-        """Build the simulator (imports jax)."""
-        from swarm.build import build_simulator
-
-        return build_simulator(self)
 
     def resolved(self) -> dict[str, Any]:
         """All values, defaults and overrides included, as they would stand in a file."""
@@ -185,8 +101,8 @@ def _shipped() -> Any:
     return importlib.resources.files("scenarios")
 
 
-def make(source: str | Path, overrides: Mapping[str, Any] | None = None) -> "Simulator":
-    """Build the simulator of a scenario.
+def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:
+    """Read and validate a scenario file.
 
     Args:
         source: a shipped scenario's name ("outpost") or the path of a TOML file.
@@ -195,17 +111,12 @@ def make(source: str | Path, overrides: Mapping[str, Any] | None = None) -> "Sim
     Raises:
         ConfigError: the file, a key or a value is wrong; the message names it and a remedy.
     """
-    return load(source, overrides).simulator()
-
-
-def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:
-    """Read and validate a scenario file; arguments and errors as for `make`."""
     name, label, table = _read(str(source))
     own = copy.deepcopy(table) if overrides else None
     for key, value in (overrides or {}).items():
         set_dotted(table, key, value)
     _judge(overrides or {}, COMMAND_LINE, data=False)
-    _check_depth(table, COMMAND_LINE)
+    check_depth(table, COMMAND_LINE)
     return _scenario(name, label, table, own)
 
 
@@ -221,7 +132,7 @@ def restore(
         rules_class: of the rules; None: the class that the values name, which may be ours alone (`swarm.resolve`).
 
     Raises:
-        ConfigError: as for `make`; or the values, which are data, name code that is not ours.
+        ConfigError: as for `load`; or the values, which are data, name code that is not ours.
     """
     if rules_class is None:
         _judge(resolved, label, data=True)
@@ -275,7 +186,7 @@ def _medians(table: Mapping[str, Any], random: Mapping[str, Distribution]) -> Ma
         return table
     table = copy.deepcopy(dict(table))
     for key, distribution in random.items():
-        if is_distribution(_value_at(table, key)):
+        if is_distribution(value_at(table, key)):
             set_dotted(table, key, distribution.quantile(0.5))
     return table
 
@@ -357,36 +268,6 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read as text: {error}; save it as UTF-8") from None
 
 
-def parse_toml(text: str, label: str) -> dict[str, Any]:
-    """Parse TOML, naming the file in the error.
-
-    Raises:
-        ConfigError: it is none, or longer or deeper than any that means something here.
-    """
-    if len(text) > _LONGEST:
-        raise ConfigError(f"{label}: longer than {_LONGEST:,} characters; no scenario or recipe is")
-    try:
-        table = tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError(f"{label}: {_TOO_DEEP}") from None
-    except ValueError as error:
-        # Also of whole numbers with thousands of digits.
-        raise ConfigError(f"{label}: not valid TOML: {error}") from None
-    _check_depth(table, label)
-    return table
-
-
-def _check_depth(table: Any, label: str) -> None:
-    """Refuse what functions that walk it by recursion could not follow."""
-    layer = [table]
-    for _ in range(_DEEPEST):
-        layer = [inner for one in layer for inner in (one.values() if isinstance(one, Mapping) else one)]
-        layer = [one for one in layer if isinstance(one, Mapping | list)]
-        if not layer:
-            return
-    raise ConfigError(f"{label}: {_TOO_DEEP}")
-
-
 def _import_rules(rules: str, label: str) -> Any:
     from swarm.scenario import AbstractRules
 
@@ -422,101 +303,3 @@ def _is_rules(found: Any, expected: type) -> bool:
     """Whether it is a class of rules, and says what its scenario files hold."""
     config = getattr(found, "Config", None) if isinstance(found, type) and issubclass(found, expected) else None
     return isinstance(config, type) and issubclass(config, ScenarioConfig)
-
-
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Parse `key.path=value` words; the value is read as TOML, and as a bare string when it is none."""
-    overrides = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"{COMMAND_LINE}: {word!r}: expected key=value, like population.heavy.capacity=64")
-        overrides[key] = _value_of(value, key)
-    return overrides
-
-
-def _value_of(text: str, key: str) -> Any:
-    if len(text) > _LONGEST:
-        raise ConfigError(f"{COMMAND_LINE}: {shown(key)}: a value longer than {_LONGEST:,} characters")
-    try:
-        table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    except RecursionError:
-        raise ConfigError(f"{COMMAND_LINE}: {shown(key)}: {_TOO_DEEP}") from None
-    except ValueError as error:
-        raise ConfigError(f"{COMMAND_LINE}: {shown(key)}: {error}") from None
-    # More lines would be more keys.
-    return table["value"] if len(table) == 1 else text
-
-
-def set_dotted(table: dict[str, Any], key: str, value: Any) -> None:
-    """Set a value by its dotted key, making tables on the way."""
-    *parents, last = key.split(".")
-    for position, name in enumerate(parents):
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            inside = ".".join(parents[: position + 1])
-            raise ConfigError(f"{COMMAND_LINE}: {key}: {inside} is a value, not a table")
-    table[last] = value
-
-
-def validate(
-    model: type[Table], table: Mapping[str, Any], label: str, own: Mapping[str, Any] | None = None, prefix: str = ""
-) -> Any:
-    """Validate a table; the first problem becomes one line with place, key, value, expectation and nearest key.
-
-    Args:
-        model: what the table should be.
-        table: the values.
-        label: the file, as the error names it.
-        own: the file's own values where some were overridden: a problem that these have not is the command line's.
-        prefix: stands between place and problem.
-
-    Raises:
-        ConfigError: a key is unknown or missing, or a value is wrong.
-    """
-    try:
-        return model.model_validate(table)
-    except pydantic.ValidationError as error:
-        problems, first = error.errors(), _explain(model, error.errors()[0])
-    if own is not None:
-        try:
-            model.model_validate(own)
-            label = COMMAND_LINE
-        except pydantic.ValidationError as error:
-            same = any(first == _explain(model, one) for one in error.errors() if one["loc"] == problems[0]["loc"])
-            label = label if same else COMMAND_LINE
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    raise ConfigError(f"{label}: {prefix}{first}{more}")
-
-
-def _value_at(table: Any, key: str) -> Any:
-    """A value by its dotted key; None where there is none."""
-    for name in key.split("."):
-        table = table.get(name) if isinstance(table, Mapping) else None
-    return table
-
-
-def _explain(model: type[Table], problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    match problem["type"]:
-        case "extra_forbidden":
-            known = _fields_at(model, problem["loc"][:-1])
-            return f"unknown key {shown(key)}{nearest(str(problem['loc'][-1]), known)}"
-        case "missing":
-            return f"{key}: missing; this table needs it"
-        case "value_error":
-            return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-        case _:
-            return f"{key} = {shown(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-
-
-def _fields_at(model: type[Table], path: Sequence[Any]) -> list[str]:
-    for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Table)]
-        if not options:
-            return []
-        model = options[0]
-    return list(model.model_fields)

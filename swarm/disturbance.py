@@ -16,7 +16,7 @@ from swarm.dynamics.flight import Air
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.neighbors import Neighbors
-from swarm.space import rounded
+from swarm.rounding import rounded
 from swarm.vectors import norm
 
 FOOT = 0.3048

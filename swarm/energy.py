@@ -21,10 +21,11 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.config import Table, validate
 from swarm.dynamics.airframe import Airframe, Amount, Positive
 from swarm.errors import ConfigError
-from swarm.space import AbstractSpace, rounded
+from swarm.rounding import rounded
+from swarm.space import AbstractSpace
+from swarm.tables import Table, validate
 from swarm.vectors import norm
 
 Share = Annotated[float, pydantic.Field(gt=0.0, le=1.0)]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
+from swarm.build import make
 from swarm.config import Scenario
 from swarm.memory import check_memory
 from swarm.regrow import crowding, enlarge, migrate
@@ -106,7 +107,7 @@ def play(
             cause = next(fault for fault in faults if fault.bit & OVERFLOWS)
             scenario, lines = enlarge(scenario, bits & OVERFLOWS, _crowd(chunk, cause))
             if lines:
-                larger = scenario.simulator()
+                larger = make(scenario)
                 policy = _with_rules(policy, simulator.rules, larger.rules)
                 worlds, observations = _move(larger, reset_keys, worlds if done else None)
                 memory = migrate(_start(policy, worlds), memory)

@@ -79,8 +79,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Sequence[str]) -> None:
-    from swarm.config import load, parse_overrides
+    from swarm.build import make
+    from swarm.config import load
     from swarm.memory import check_memory
+    from swarm.toml import parse_overrides
     from training.build import build_teams
     from training.config import load_training
     from training.evaluation import AT_ONCE
@@ -91,7 +93,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     overrides = parse_overrides(words)
     own = load_training(folder.scenario())
     scenario = load(arguments.scenario, overrides) if arguments.scenario else folder.scenario(overrides)
-    simulator = scenario.simulator()
+    simulator = make(scenario)
     config = load_training(scenario)
     if "training.teams" not in overrides:
         # In another scenario, too, the networks meet whom they were trained against, and do not play both sides.

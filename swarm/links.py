@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from swarm.entities import Entities
 from swarm.errors import ConfigError
-from swarm.space import rounded
+from swarm.rounding import rounded
 
 
 class AbstractLoss(eqx.Module):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.space import AbstractSpace, root, square_length
+from swarm.rounding import root
+from swarm.space import AbstractSpace, square_length
 from swarm.status import Status
 
 Pair = Callable[[Float[Array, " d"], Float[Array, ""], Float[Array, " v"], Float[Array, " v"]], Float[Array, " o"]]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from swarm.space import rounded
+from swarm.rounding import rounded
 
 # A sum holds every number as a multiple of the largest, in that many bits.
 _BITS = 30

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from swarm import rays
 from swarm.neighbors import Neighbors
-from swarm.space import length, rounded
+from swarm.rounding import rounded
+from swarm.space import length
 from swarm.vectors import dot, norm, unit
 
 

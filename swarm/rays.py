@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from swarm.space import root, rounded
+from swarm.rounding import root, rounded
 from swarm.vectors import dot, norm
 
 # Along an axis whose part of a unit vector is smaller, a ray stands still: it would not get a millimetre far in 1e6 m.

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from swarm.config import Scenario, restore, set_dotted
+from swarm.config import Scenario, restore
 from swarm.entities import Entities
 from swarm.status import Status
+from swarm.toml import set_dotted
 
 
 def enlarge(scenario: Scenario, status: Status, crowd: Mapping[str, int]) -> tuple[Scenario, list[str]]:

@@ -19,7 +19,7 @@ from jax.extend import core
 from jaxtyping import Array, Float, PyTree
 
 from swarm import numerics
-from swarm.space import rounded
+from swarm.rounding import rounded
 
 # Operations that cannot become one with a product they take.
 _COMPARED = ("lt", "le", "gt", "ge", "eq", "ne", "max", "min", "clamp", "argmax", "argmin", "reduce_max", "reduce_min")

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from swarm.config import ScenarioConfig
 from swarm.entities import Entities, Spawn
 from swarm.hierarchy import Hierarchy
 from swarm.status import Status
+from swarm.tables import ScenarioConfig
 
 Action = Int[Array, " n"] | Int[Array, "n f"] | Float[Array, "n a"]
 """One per slot: the index of a discrete action; or of each of `f` choices, where there are several

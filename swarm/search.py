@@ -8,10 +8,10 @@ import numpy as np
 import pydantic
 
 from swarm.cell_grid import REACH, CellGrid
-from swarm.config import Table
 from swarm.errors import ConfigError
 from swarm.neighbors import AbstractNeighborSearch, AllPairs
 from swarm.space import AbstractSpace
+from swarm.tables import Table
 
 Backend = Literal["auto", "all_pairs", "cell_grid"]
 

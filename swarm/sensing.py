@@ -17,7 +17,7 @@ from swarm.errors import ConfigError
 from swarm.neighbors import Nearest, Neighbors
 from swarm.obstacles import AbstractObstacles, blocked
 from swarm.rays import to_balls
-from swarm.space import rounded
+from swarm.rounding import rounded
 from swarm.vectors import dot
 
 

@@ -24,7 +24,8 @@ from swarm.dynamics.quaternion import components, joined
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.links import AbstractLoss, Loss
-from swarm.space import root, rounded, square_length
+from swarm.rounding import root, rounded
+from swarm.space import square_length
 
 Amount = float | int | Sequence[float]
 # What draws for all are keyed by: no entity has this identity.

@@ -105,12 +105,14 @@ class _Episode(NamedTuple):
 
 
 def _played(arguments: argparse.Namespace) -> _Episode:
-    from swarm.config import load, parse_overrides
+    from swarm.build import make
+    from swarm.config import load
+    from swarm.toml import parse_overrides
 
     if not arguments.scenario:
         raise ConfigError("which scenario? name one (python -m swarm lists them), or a recording to --replay")
     scenario = load(arguments.scenario, parse_overrides(arguments.overrides))
-    simulator = scenario.simulator()
+    simulator = make(scenario)
     policy = _policy(arguments.policy, scenario, simulator)
 
     import jax

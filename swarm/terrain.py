@@ -12,7 +12,7 @@ from swarm import rays
 from swarm.errors import ConfigError
 from swarm.files import check_regular
 from swarm.obstacles import AbstractObstacles
-from swarm.space import root, rounded
+from swarm.rounding import root, rounded
 
 _FORMATS = (".npy", ".png", ".tif", ".tiff")
 

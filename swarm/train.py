@@ -154,7 +154,8 @@ def _runs(arguments: argparse.Namespace, stack: ExitStack) -> "list[list[Run]]":
 
 def _fresh(arguments: argparse.Namespace) -> _Plan:
     """New runs of a scenario."""
-    from swarm.config import load, parse_overrides
+    from swarm.config import load
+    from swarm.toml import parse_overrides
 
     if not arguments.scenario:
         raise ConfigError("name a scenario, like outpost, or a run with --resume; python -m swarm lists scenarios")
@@ -169,7 +170,7 @@ def _fresh(arguments: argparse.Namespace) -> _Plan:
 
 def _resumed(arguments: argparse.Namespace) -> list[_Plan]:
     """Runs to go on with, each by its own settings and the overrides; those of the same settings together."""
-    from swarm.config import parse_overrides
+    from swarm.toml import parse_overrides
     from training.runs import RunFolder, settings
 
     # Overrides may follow the runs to resume.

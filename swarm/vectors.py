@@ -7,7 +7,8 @@ the zero vector are finite.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from swarm.space import length, rounded
+from swarm.rounding import rounded
+from swarm.space import length
 
 
 def norm(vector: Float[Array, "*v d"]) -> Float[Array, "*v"]:

@@ -21,7 +21,7 @@ import pytest
 import tomli_w
 
 import scenarios
-from swarm import ConfigError, load
+from swarm import ConfigError, load, make
 from swarm.config import scenario_names
 from training.build import build_learner
 from training.config import load_training, recipe_names
@@ -145,7 +145,7 @@ def judge(case: Case) -> bool:
         if case.recipe:
             build_learner(scenario, config)
         else:
-            eqx.filter_eval_shape(scenario.simulator().reset, jax.random.key(0))
+            eqx.filter_eval_shape(make(scenario).reset, jax.random.key(0))
     except ConfigError as error:
         message = str(error)
         check_line(message)

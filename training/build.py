@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from swarm.adapters.host import HostRules
-from swarm.build import grouping_of
+from swarm.build import grouping_of, make
 from swarm.commands import is_run
 from swarm.config import Scenario
 from swarm.errors import ConfigError
@@ -40,7 +40,7 @@ def build_learner(
     """
     _check_devices(config, n_devices, n_actor_devices)
     devices, n_processes = jax.local_devices(), jax.process_count()
-    simulator = scenario.simulator()
+    simulator = make(scenario)
     teams = build_teams(scenario, config, simulator)
     several = len([network for network in teams.of_team if network >= 0]) > 1
     where = f"{scenario.place('training.credit.grouping')}: training.credit.grouping"

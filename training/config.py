@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from swarm.config import Scenario, Table, merged, parse_toml, read_text, validate
+from swarm.config import Scenario, merged, read_text
 from swarm.errors import ConfigError, nearest
+from swarm.tables import Table, validate
+from swarm.toml import parse_toml
 from swarm.values import LARGEST_WHOLE, shown
 
 Scope = Literal["group", "global"]

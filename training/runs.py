@@ -19,9 +19,10 @@ import tomli_w
 import swarm
 from swarm import strict_json
 from swarm.commands import SEEDS
-from swarm.config import Scenario, load, parse_toml, read_text
+from swarm.config import Scenario, load, read_text
 from swarm.errors import RunError
 from swarm.resolve import is_trusted
+from swarm.toml import parse_toml
 from training.checkpoints import Checkpoints, _named_arrays
 from training.config import TrainingConfig, load_training
 from training.contained import FILES, FROZEN, contained, free

@@ -12,12 +12,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from swarm.adapters.environments import make_environment
 from swarm.adapters.layout import Layout
 from swarm.adapters.workers import Steps, Task, refuse_inside
-from swarm.config import ScenarioConfig, Table
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.hierarchy import form, regroup
 from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, RandomPolicy, TimeStep, World
 from swarm.simulator import Simulator, judged, visible_status
+from swarm.tables import ScenarioConfig, Table
 
 # Rules of groups that look at places, which agents of a host environment have not.
 _BY_PLACE = ("nearest", "quadrant", "kmeans", "components")

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from swarm.config import Table, parse_toml, validate
 from swarm.errors import ConfigError, nearest
 from swarm.files import read_bytes
+from swarm.tables import Table, validate
+from swarm.toml import parse_toml
 from swarm.values import shown
 
 Positive = Annotated[float, pydantic.Field(gt=0.0)]

@@ -14,7 +14,7 @@ from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quaternion import Components, components, joined
 from swarm.entities import Entities
 from swarm.errors import ConfigError
-from swarm.space import rounded
+from swarm.rounding import rounded
 
 # Larger of a commanded and the held yaw, up to which the identified gain holds; radians.
 _KNEE = 0.9

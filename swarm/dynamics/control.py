@@ -17,7 +17,8 @@ from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quadrotor import Law, Quadrotor
 from swarm.dynamics.quaternion import Components, components, cross, inner, joined, plane
 from swarm.entities import Entities
-from swarm.space import kept, root, rounded, square_length
+from swarm.rounding import kept, root, rounded
+from swarm.space import square_length
 from swarm.vectors import clipped, norm
 
 

@@ -11,7 +11,6 @@ import pydantic
 import scipy.linalg
 from jaxtyping import Array, Float
 
-from swarm.config import Table, validate
 from swarm.dynamics.airframe import Airframe, AttitudeTable, load_airframes
 from swarm.dynamics.attitude import AbstractResponse, AttitudeFlight, FirstOrder, SecondOrder
 from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
@@ -19,6 +18,7 @@ from swarm.dynamics.flight import AbstractFlight
 from swarm.dynamics.ground import Grounded, GroundTable
 from swarm.dynamics.quadrotor import RADIANS_PER_RPM, Quadrotor, Rotors
 from swarm.errors import ConfigError
+from swarm.tables import Table, validate
 
 # At sea level (ICAO standard atmosphere), kilograms per cubic metre.
 AIR_DENSITY = 1.225

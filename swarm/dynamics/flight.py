@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from swarm.dynamics import quaternion
 from swarm.dynamics.motion import AbstractDynamics, Motion
 from swarm.dynamics.quaternion import Components, components
-from swarm.space import length, rounded
+from swarm.rounding import rounded
+from swarm.space import length
 from swarm.status import Status
 
 T = TypeVar("T")

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.config import Table
 from swarm.dynamics.airframe import Amount, Positive, Share
 from swarm.dynamics.flight import AbstractFlight, Air, Plant
 from swarm.dynamics.motion import Motion
 from swarm.entities import Entities
-from swarm.space import rounded
+from swarm.rounding import rounded
+from swarm.tables import Table
 from swarm.vectors import norm
 
 

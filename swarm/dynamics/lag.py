@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from swarm.dynamics.motion import AbstractDynamics, Motion, outside
 from swarm.entities import Entities
-from swarm.space import rounded
+from swarm.rounding import rounded
 from swarm.vectors import clipped, norm
 
 

@@ -13,7 +13,7 @@ from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quaternion import Components, components, inner, joined, plane
 from swarm.entities import Entities
 from swarm.errors import ConfigError
-from swarm.space import kept, rounded
+from swarm.rounding import kept, rounded
 
 RADIANS_PER_RPM = 2 * jnp.pi / 60
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from swarm.space import root, rounded, square_length
+from swarm.rounding import root, rounded
+from swarm.space import square_length
 
 Components = tuple[Array, ...]
 

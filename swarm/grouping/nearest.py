@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 from swarm.entities import Entities
 from swarm.grouping.rule import AbstractGrouping, Nodes, Previous
 from swarm.platforms import by_platform
-from swarm.space import AbstractSpace, rounded
+from swarm.rounding import rounded
+from swarm.space import AbstractSpace
 
 # Distances that an accelerator measures at once: 256 MB of them.
 _AT_ONCE = 2**26

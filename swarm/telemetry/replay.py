@@ -17,6 +17,7 @@ import numpy as np
 import pydantic
 
 import swarm
+from swarm.build import make
 from swarm.config import restore
 from swarm.episode import Chunk, repeat
 from swarm.errors import SwarmError
@@ -86,7 +87,7 @@ class Recording:
         # Rows are in the order of steps.
         known = [group.column(0).statistics for group in groups if group.num_rows]
         last = max((int(one.max) for one in known if one is not None and one.has_min_max), default=0)
-        self._simulator = self.scenario.simulator()
+        self._simulator = make(self.scenario)
         self._check_sizes(last)
         # Cut short, it lacks the states that the last actions led to.
         self._cut_short = os.path.isdir(path) and self._acts_in(last)

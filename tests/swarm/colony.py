@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from swarm.config import Population, ScenarioConfig, Table
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AllPairs
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
 from swarm.space import Open
 from swarm.status import Status
+from swarm.tables import Population, ScenarioConfig, Table
 
 QUEEN, WORKER = range(2)
 N_TEAMS = 2

@@ -10,7 +10,8 @@ import tomli_w
 
 import scenarios
 from swarm import ConfigError, load, make
-from swarm.config import parse_overrides, scenario_names
+from swarm.config import scenario_names
+from swarm.toml import parse_overrides
 from training.build import build_learner
 from training.config import load_training
 

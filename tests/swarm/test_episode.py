@@ -27,7 +27,7 @@ def path(request):
 
 @pytest.fixture(scope="module")
 def roomy(path):
-    return load(path, ROOMY).simulator()
+    return make(load(path, ROOMY))
 
 
 def history(chunks):
@@ -96,7 +96,7 @@ def test_an_episode_stops_at_its_end_and_the_first_world_is_the_one_played_alone
 
 def test_growth_in_the_middle_equals_the_larger_capacity_from_the_start(path, roomy):
     scenario = load(path, {"population.worker.capacity": 8})
-    chunks = episode(scenario.simulator(), scenario=scenario, chunk_steps=4, n_worlds=2)
+    chunks = episode(make(scenario), scenario=scenario, chunk_steps=4, n_worlds=2)
     grown = [(int(c.first.step[0]), line) for c in chunks for line in c.grown]
     assert any(step == 0 for step, _ in grown)
     for key in ("world.room", "population.worker.capacity"):
@@ -107,7 +107,7 @@ def test_growth_in_the_middle_equals_the_larger_capacity_from_the_start(path, ro
 
 
 def test_without_the_scenario_nothing_grows_and_the_bits_stay(path):
-    chunks = episode(load(path).simulator(), chunk_steps=8)
+    chunks = episode(make(load(path)), chunk_steps=8)
     assert not any(c.grown for c in chunks)
     faults = {fault.bit: fault for c in chunks for fault in c.faults}
     assert set(faults) == {Status.ENTITIES_FULL, Status.NEIGHBORS_FULL}
@@ -121,7 +121,7 @@ def test_without_the_scenario_nothing_grows_and_the_bits_stay(path):
 def test_what_no_key_mends_is_left_as_it_is(path, monkeypatch):
     monkeypatch.setattr(Colony, "room", {Status.ENTITIES_FULL: ("world.nothing",)})
     scenario = load(path)
-    chunks = episode(scenario.simulator(), scenario=scenario, chunk_steps=8)
+    chunks = episode(make(scenario), scenario=scenario, chunk_steps=8)
     assert {fault.bit for c in chunks for fault in c.faults} == {Status.ENTITIES_FULL, Status.NEIGHBORS_FULL}
     assert chunks[-1].scenario.config == scenario.config
 
@@ -180,7 +180,7 @@ def test_the_first_bad_action_is_named_and_is_as_none(roomy):
 
 
 def test_the_first_state_that_is_lost_is_named_with_its_world(path):
-    simulator = load(path, ROOMY | {"world.sick": 4}).simulator()
+    simulator = make(load(path, ROOMY | {"world.sick": 4}))
     chunks = episode(simulator, chunk_steps=8, n_worlds=2)
     assert [fault for c in chunks for fault in c.faults] == [Fault(Status.NON_FINITE, 9, 4, 0)]
     assert "NON_FINITE at step 9, world 0, uid 4: " in explain(2, chunks[1].faults)[0]
@@ -193,7 +193,7 @@ FLOCK |= {"groups": {"levels": ["bird", "flock"], "flock": "fixed:4,5"}, "search
 
 def test_what_a_reset_finds_no_room_for_is_a_fault_at_step_0_and_grows():
     scenario = load("flocking", FLOCK | {"search.backend": "all_pairs"})
-    simulator = scenario.simulator()
+    simulator = make(scenario)
     policy = RandomPolicy()
     (chunk,) = play(simulator, policy, jax.random.key(0), 2)
     assert int(chunk.first.status[0]) == Status.GROUPS_FULL

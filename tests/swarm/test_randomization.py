@@ -117,7 +117,7 @@ def test_a_file_keeps_its_distributions(scenario, tmp_path):
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is_compiled(key, value, parts):
     with pytest.raises(ConfigError) as caught:
-        load("flocking", SMALL | {key: value}).simulator()
+        make(load("flocking", SMALL | {key: value}))
     assert "\n" not in str(caught.value)
     for part in ("command line: ", key.rpartition(".")[2], *parts):
         assert part in str(caught.value)
@@ -132,8 +132,8 @@ def episodes(scenario):
 
 
 def episode(scenario, **options):
-    simulator = scenario.simulator()
-    policy = load("flocking", SMALL).simulator().rules.scripted_policy()
+    simulator = make(scenario)
+    policy = make(load("flocking", SMALL)).rules.scripted_policy()
     return play(simulator, policy, jax.random.key(5), N_STEPS, n_worlds=4, **options)
 
 
@@ -148,7 +148,7 @@ def test_a_world_is_as_if_built_with_its_own_values(scenario, episodes):
         np.testing.assert_allclose(speed[:, number], values["population.bird.speed"], rtol=1e-5)
     # One of them alone, by a simulator that draws nothing.
     number = 1
-    simulator = scenario.drawn(drawn[number]).simulator()
+    simulator = make(scenario.drawn(drawn[number]))
     assert simulator.draws is None
     key = jax.random.split(jax.random.fold_in(jax.random.key(5), number))[0]
     world, timestep = eqx.filter_jit(simulator.reset)(key)
@@ -165,7 +165,7 @@ def same_bits(world, other):
 
 
 def test_each_reset_draws_by_its_key(scenario):
-    simulator = scenario.simulator()
+    simulator = make(scenario)
     draw = eqx.filter_jit(jax.vmap(lambda key: simulator.reset(key)[0].draw))
     draws = draw(jax.random.split(jax.random.key(0), 256))
     # 16 each; 2 or fewer or 34 or more have a probability below 1e-3.
@@ -195,7 +195,7 @@ def pack():
 
 @pytest.fixture(scope="module")
 def hunt(pack):
-    simulator, policy = pack.simulator(), pack.simulator().rules.scripted_policy()
+    simulator, policy = make(pack), make(pack).rules.scripted_policy()
     world, timestep = eqx.filter_jit(simulator.reset)(jax.random.key(3))
     history = eqx.filter_jit(simulator.rollout)(policy, world, timestep, jax.random.key(1), 120)[2]
     worlds = jax.tree.map(lambda start, rest: jax.numpy.concatenate([start[None], rest]), world, history[0])
@@ -218,9 +218,9 @@ def test_an_entity_moves_as_if_built_with_its_own_values(pack, hunt):
     e, draw = world.entities, pack.draws()[int(world.draw)]
     action = jax.random.uniform(jax.random.key(1), (e.n_slots, 2), minval=-1.0)
     step = eqx.filter_jit(lambda simulator, world: simulator.step(world, action)[0].entities.velocity)
-    velocity, alone = step(pack.simulator(), world), []
+    velocity, alone = step(make(pack), world), []
     for values in variants_of(draw):
-        simulator = pack.drawn(values).simulator()
+        simulator = make(pack.drawn(values))
         assert simulator.draws is None
         same = dataclasses.replace(world, draw=None, entities=dataclasses.replace(e, n_variants=1))
         alone.append(step(simulator, same))
@@ -232,7 +232,7 @@ def test_an_entity_moves_as_if_built_with_its_own_values(pack, hunt):
 
 def test_who_is_born_in_an_episode_has_the_values_of_its_identity(pack, hunt):
     world, timestep = hunt
-    e, rules = jax.device_get(world.entities), pack.simulator().of(jax.tree.map(lambda x: x[0], world)).rules
+    e, rules = jax.device_get(world.entities), make(pack).of(jax.tree.map(lambda x: x[0], world)).rules
     table = {k: np.asarray(v) for k, v in rules.table.items()}
     strength = np.asarray(pack.draws()[int(world.draw[0])]["population.prey.strength"])
     n_caught = 0
@@ -275,7 +275,7 @@ def test_draws_stay_when_a_capacity_grows():
     larger, lines = enlarge(colony, Status.ENTITIES_FULL, {"queen": 2, "worker": 4})
     assert lines == ["population.worker.capacity 4 -> 8"]
     assert larger.draws() == colony.draws()
-    arrays = larger.simulator().draws.arrays
-    np.testing.assert_array_equal(arrays.rules.sick, colony.simulator().draws.arrays.rules.sick)
+    arrays = make(larger).draws.arrays
+    np.testing.assert_array_equal(arrays.rules.sick, make(colony).draws.arrays.rules.sick)
     # Nothing else differs between worlds.
     assert len(jax.tree.leaves(arrays)) == 1

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from swarm import SwarmError, load
+from swarm import SwarmError, load, make
 from swarm.episode import play
 from swarm.simulate import main
 from swarm.telemetry import Recorder
@@ -25,7 +25,7 @@ FLOCKING = {"population.bird.capacity": 12, "population.bird.initial": 12, "worl
 
 def recorded(path, scenario):
     """Record an episode in chunks that a replay does not share; keep what a kill would leave after two of them."""
-    simulator, key = scenario.simulator(), jax.random.key(3)
+    simulator, key = make(scenario), jax.random.key(3)
     policy = simulator.rules.scripted_policy()
     with Recorder(path, scenario, {"seed": 3, "policy": "scripted"}) as recorder:
         for chunk in play(simulator, policy, key, N_STEPS, n_worlds=2, scenario=scenario, chunk_steps=5):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from swarm import load
+from swarm import load, make
 from swarm.episode import play
 from swarm.errors import SwarmError
 from swarm.render import Renderer, render
@@ -22,7 +22,7 @@ def colony(request):
 
 @pytest.fixture(scope="module")
 def chunks(colony):
-    simulator = load(colony).simulator()
+    simulator = make(load(colony))
     policy = simulator.rules.scripted_policy()
     return list(play(simulator, policy, jax.random.key(0), N_STEPS, chunk_steps=8))
 

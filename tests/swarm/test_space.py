@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarm.space import Open, Periodic, Walled, rounded, square_length
+from swarm.rounding import rounded
+from swarm.space import Open, Periodic, Walled, square_length
 
 pytestmark = pytest.mark.optimised
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import swarm
-from swarm import SwarmError, load
+from swarm import SwarmError, load, make
 from swarm.episode import play
 from swarm.telemetry import Recorder
 from swarm.telemetry.foxglove_schemas import POSES_IN_FRAME, SCENE_UPDATE
@@ -36,7 +36,7 @@ def scenario():
 
 @pytest.fixture(scope="module")
 def chunks(scenario):
-    simulator = scenario.simulator()
+    simulator = make(scenario)
     policy = simulator.rules.scripted_policy()
     return list(play(simulator, policy, jax.random.key(1), N_STEPS, n_worlds=2, chunk_steps=8, scenario=scenario))
 

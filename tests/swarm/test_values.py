@@ -10,8 +10,10 @@ import numpy as np
 import pydantic
 import pytest
 
-from swarm.config import Table, load, parse_overrides, validate
+from swarm.config import load
 from swarm.errors import ConfigError
+from swarm.tables import Table, validate
+from swarm.toml import parse_overrides
 from swarm.values import shown
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pydantic
 
-from swarm.config import ScenarioConfig, Table
 from swarm.entities import Entities, Spawn, spawn
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, RandomPolicy
+from swarm.tables import ScenarioConfig, Table
 
 
 class WorldTable(Table):

@@ -10,9 +10,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import pydantic
 
-from swarm.config import ScenarioConfig, Table
 from swarm.entities import Entities, Spawn, spawn
 from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, RandomPolicy
+from swarm.tables import ScenarioConfig, Table
 
 TAKE = 1
 

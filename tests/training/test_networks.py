@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from swarm import make
 from swarm.config import load
 from swarm.scenario import Observation
 from training.build import build_learner
@@ -74,7 +75,7 @@ def test_each_kind_in_a_block_of_its_own_is_all_kinds_layers_on_all():
 @pytest.mark.parametrize("critic", ["local", "group", "world"])
 def test_networks_read_only_those_whom_they_act_for(critic):
     scenario = load("pursuit", {"training.network.critic": critic, "training.network.encoders": ["map", "attention"]})
-    rules, table, rng = scenario.simulator().rules, load_training(scenario).network, np.random.default_rng(0)
+    rules, table, rng = make(scenario).rules, load_training(scenario).network, np.random.default_rng(0)
     shape, n_own = (3, rules.n_slots), max(c for rows in rules.sets.values() for row in rows for c in row) + 1
     alive = rng.random(shape) < 0.8
     # Scouts and hunters of a team stand in any of its slots.

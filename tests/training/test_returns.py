@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from probes import Duel
 
+from swarm import make
 from swarm.config import load
 from swarm.scenario import AbstractPolicy
 from training.build import build_learner, build_teams
@@ -47,7 +48,7 @@ def played(duel, learns, monkeypatch):
     """Means over the episodes of who says yes, against random ones who say no."""
     monkeypatch.setattr("training.teams.RandomPolicy.of", lambda rules: Says(0))
     scenario = load(duel, {"training.teams": ["learn" if learn else "random" for learn in learns]})
-    teams = build_teams(scenario, load_training(scenario), simulator := scenario.simulator())
+    teams = build_teams(scenario, load_training(scenario), simulator := make(scenario))
     found = evaluate(simulator, teams.with_opponents(Says(1)), seed=0, n_episodes=2)
     return {name: float(np.mean(values)) for name, values in found.items()}
 

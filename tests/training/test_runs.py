@@ -18,7 +18,7 @@ from runs import copy_of, make_run, state_of, take_up
 
 import swarm.train
 import training.loop
-from swarm import evaluate, plot, simulate, strict_json, train
+from swarm import evaluate, make, plot, simulate, strict_json, train
 from swarm.commands import again
 from swarm.config import load
 from swarm.errors import ConfigError, RunError
@@ -311,7 +311,7 @@ def test_a_run_folder_holds_what_it_depends_on(rivals, ready, tmp_path, monkeypa
     table = tomllib.loads((moved / "config.toml").read_text())["training"]
     assert (table["recipe"], table["teams"]) == ("files/mine.toml", ["learn", "frozen/rival"])
     assert not list((moved / "frozen").rglob("actors"))
-    simulator = held.scenario().simulator()
+    simulator = make(held.scenario())
     minds = restore_minds(RunFolder.open(there / found.teams[1]), simulator)
     for a, b in zip(
         *(jax.tree.leaves(x) for x in (minds, restore_minds(RunFolder.open(ready), simulator))), strict=True
@@ -451,7 +451,7 @@ def test_a_full_disk_at_the_evaluation_is_one_line(capsys, run, monkeypatch):
 
 def test_frozen_policies_take_an_update(ready):
     folder = RunFolder.open(ready)
-    simulator = folder.scenario().simulator()
+    simulator = make(folder.scenario())
     first, last = (frozen_policy(folder, simulator, update=update) for update in (2, None))
     leaves = [jax.tree.leaves(eqx.filter(policy, eqx.is_array)) for policy in (first, last)]
     assert any(bool(jnp.any(a != b)) for a, b in zip(*leaves, strict=True))

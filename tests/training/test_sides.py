@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from swarm import make
 from swarm.build import grouping_of
 from swarm.config import load
 from training.build import build_learner
@@ -205,7 +206,7 @@ def duel(tmp_path_factory):
     """A game of three teams, and its first world."""
     path = tmp_path_factory.mktemp("duel") / "duel.toml"
     path.write_text(f'rules = "probes:Duel"\n[world]\nsteps = 4\n[groups]\n{LEVELS}')
-    simulator = load(path).simulator()
+    simulator = make(load(path))
     return path, simulator, eqx.filter_jit(simulator.reset)(jax.random.key(0))[0]
 
 
