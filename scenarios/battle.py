@@ -13,9 +13,11 @@ from scenarios.battle_layout import KINDS, Layout, layout
 from scenarios.compass import MOVES
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
-from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World, rows_of
+from swarm.policy import AbstractPolicy
+from swarm.scenario import AbstractRules, rows_of
 from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Open, Walled
+from swarm.types import Observation, Outcome, World
 
 HEALTH, WAIT, AHEAD, LEFT = range(4)
 N_STORES = 4

@@ -6,8 +6,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from scenarios.battle import AHEAD, HEALTH, LEFT, N_MOVES, WAIT, Battle, mean_over
 from scenarios.compass import move_towards
 from swarm.hierarchy import reduce_groups
-from swarm.scenario import AbstractPolicy, Observation, World
+from swarm.policy import AbstractPolicy
 from swarm.space import length
+from swarm.types import Observation, World
 from swarm.vectors import norm
 
 # Who hits farther than this keeps its distance; metres.

@@ -12,10 +12,12 @@ from scenarios.flying import Craft, Flying
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Nearest
 from swarm.obstacles import Balls
+from swarm.policy import AbstractPolicy
 from swarm.rounding import rounded
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
+from swarm.scenario import AbstractRules, rows_of
 from swarm.search import neighbor_search
 from swarm.space import Open
+from swarm.types import Action, Observation, Outcome, World
 from swarm.vectors import norm
 
 N_FEATURES = 8

@@ -5,7 +5,8 @@ from jaxtyping import Array, Key
 
 from scenarios.crossing import Crossing
 from swarm.avoidance import avoid, reciprocal, walls
-from swarm.scenario import AbstractPolicy, Action, Observation, World
+from swarm.policy import AbstractPolicy
+from swarm.types import Action, Observation, World
 from swarm.vectors import clipped
 
 

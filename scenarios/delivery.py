@@ -14,9 +14,11 @@ from scenarios.flying import Craft
 from scenarios.level import Level, polar
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Nearest
+from swarm.policy import AbstractPolicy
 from swarm.rounding import rounded
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
+from swarm.scenario import AbstractRules, rows_of
 from swarm.search import neighbor_search
+from swarm.types import Action, Observation, Outcome, World
 from swarm.vectors import norm
 
 N_BLOCKS = 4

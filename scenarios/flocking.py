@@ -11,11 +11,13 @@ from scenarios import flocking_order as order
 from scenarios.flocking_config import FlockingConfig
 from swarm.entities import Entities
 from swarm.neighbors import AbstractNeighborSearch, Neighbors
+from swarm.policy import AbstractPolicy
 from swarm.rounding import rounded
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World
+from swarm.scenario import AbstractRules
 from swarm.search import neighbor_search
 from swarm.sensing import Raster
 from swarm.space import Periodic, square_length
+from swarm.types import Action, Observation, Outcome, World
 from swarm.vectors import dot, norm
 
 N_TURNS = 9

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from scenarios.flocking import Flocking
+from swarm.policy import AbstractPolicy
 from swarm.rounding import rounded
-from swarm.scenario import AbstractPolicy, Action, Observation, World
+from swarm.types import Action, Observation, World
 from swarm.vectors import norm
 
 

@@ -33,7 +33,9 @@ from scenarios.outpost_moves import collide, legal_actions, move
 from scenarios.outpost_sight import observe
 from swarm.entities import Entities, Spawn
 from swarm.hierarchy import reduce_groups
-from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
+from swarm.policy import AbstractPolicy
+from swarm.scenario import AbstractRules
+from swarm.types import Observation, Outcome, World
 
 
 class Outpost(AbstractRules):

@@ -26,7 +26,8 @@ from scenarios.outpost_board import (
     nearest_marked,
 )
 from swarm.hierarchy import reduce_groups
-from swarm.scenario import AbstractPolicy, Observation, World
+from swarm.policy import AbstractPolicy
+from swarm.types import Observation, World
 
 
 class Greedy(AbstractPolicy):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from scenarios.outpost_board import DEPOT, HEAVY, ICE, LIGHT, METAL, ORE, POWER, WATER, Board, move_cost
 from scenarios.outpost_moves import legal_actions
 from swarm.entities import Entities
-from swarm.scenario import Observation, World
+from swarm.types import Observation, World
 
 
 def observe(board: Board, world: World) -> Observation:

@@ -15,10 +15,12 @@ from swarm.comms import Mail, SumRadio
 from swarm.entities import Entities, Spawn, spawn
 from swarm.links import Loss
 from swarm.neighbors import AbstractNeighborSearch, Nearest, Neighbors
+from swarm.policy import AbstractPolicy
 from swarm.reception import Reception
 from swarm.rounding import rounded
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
+from swarm.scenario import AbstractRules, rows_of
 from swarm.search import neighbor_search
+from swarm.types import Action, Observation, Outcome, World
 from swarm.vectors import norm
 
 N_FEATURES = 7

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from scenarios.patrol import Patrol
+from swarm.policy import AbstractPolicy
 from swarm.rounding import rounded
-from swarm.scenario import AbstractPolicy, Action, Observation, World
+from swarm.types import Action, Observation, World
 from swarm.vectors import clipped, norm
 
 

@@ -14,9 +14,11 @@ from swarm.dynamics import Motion, VelocityLag
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
 from swarm.obstacles import Balls, collide
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
+from swarm.policy import AbstractPolicy
+from swarm.scenario import AbstractRules, rows_of
 from swarm.search import neighbor_search
 from swarm.space import AbstractSpace, Periodic, Walled
+from swarm.types import Action, Observation, Outcome, World
 
 SCOUT, HUNTER, PREY = range(3)
 

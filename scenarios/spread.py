@@ -11,9 +11,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from scenarios.tables import Amount, Few, Positive, Share, SpaceTable
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AllPairs
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
+from swarm.policy import AbstractPolicy
+from swarm.scenario import AbstractRules, rows_of
 from swarm.space import Open
 from swarm.tables import Population, ScenarioConfig, Table
+from swarm.types import Action, Observation, Outcome, World
 from swarm.vectors import norm
 
 # Beyond so many margins the contact force is 0 in single precision.

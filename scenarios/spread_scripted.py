@@ -6,7 +6,8 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from scenarios.spread import Spread
-from swarm.scenario import AbstractPolicy, Action, Observation, World
+from swarm.policy import AbstractPolicy
+from swarm.types import Action, Observation, World
 from swarm.vectors import norm
 
 

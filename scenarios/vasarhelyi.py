@@ -14,11 +14,13 @@ from swarm.dynamics import Motion, VelocityLag
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AbstractNeighborSearch
 from swarm.obstacles import Balls, collide
+from swarm.policy import AbstractPolicy
 from swarm.rounding import rounded
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, World, rows_of
+from swarm.scenario import AbstractRules, rows_of
 from swarm.search import neighbor_search
 from swarm.sensors import Sensor, Track, gps
 from swarm.space import Open
+from swarm.types import Action, Observation, Outcome, World
 from swarm.vectors import clipped, norm, unit
 
 N_OWN, N_FEATURES = 7, 5

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from scenarios.vasarhelyi import Vasarhelyi
+from swarm.policy import AbstractPolicy
 from swarm.rounding import root, rounded
-from swarm.scenario import AbstractPolicy, Action, Observation, World
+from swarm.types import Action, Observation, World
 from swarm.vectors import clipped, norm
 
 

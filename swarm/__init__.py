@@ -7,21 +7,25 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from swarm.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from swarm.build import make
     from swarm.config import load
-    from swarm.entities import Entities
+    from swarm.entities import Entities, Spawn
     from swarm.errors import ConfigError, RunError, SwarmError
     from swarm.hierarchy import Hierarchy
-    from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, RandomPolicy, Spawn, TimeStep, World
+    from swarm.policy import AbstractPolicy
+    from swarm.random_policy import RandomPolicy
+    from swarm.scenario import AbstractRules
     from swarm.simulator import Simulator
+    from swarm.types import Observation, Outcome, TimeStep, World
 
 # `python -m swarm.simulate` is about to run, and Python has put the working folder first: modules there (`random.py`,
 # `scenarios`) would hide those that we need. They are found all the same, after them.
 if sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").partition(".")[0] == "swarm" for word in sys.orig_argv):
     sys.path += [] if sys.flags.safe_path else [sys.path.pop(0)]
 
-__version__ = "0.1.0"
 
 _HOME = {
     "load": "config",
@@ -31,14 +35,14 @@ _HOME = {
     "ConfigError": "errors",
     "RunError": "errors",
     "SwarmError": "errors",
-    "AbstractPolicy": "scenario",
+    "AbstractPolicy": "policy",
     "AbstractRules": "scenario",
-    "Observation": "scenario",
-    "Outcome": "scenario",
-    "RandomPolicy": "scenario",
-    "Spawn": "scenario",
-    "TimeStep": "scenario",
-    "World": "scenario",
+    "Observation": "types",
+    "Outcome": "types",
+    "RandomPolicy": "random_policy",
+    "Spawn": "entities",
+    "TimeStep": "types",
+    "World": "types",
     "Simulator": "simulator",
 }
 

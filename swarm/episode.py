@@ -20,10 +20,12 @@ from jaxtyping import Array, Key, PyTree, Shaped
 from swarm.build import make
 from swarm.config import Scenario
 from swarm.memory import check_memory
+from swarm.policy import AbstractPolicy
 from swarm.regrow import crowding, enlarge, migrate
-from swarm.scenario import AbstractPolicy, AbstractRules, Observation, TimeStep, World
+from swarm.scenario import AbstractRules
 from swarm.simulator import Simulator, finite, usable
 from swarm.status import OVERFLOWS, Fault, Status
+from swarm.types import Observation, TimeStep, World
 
 CHUNK_STEPS = 32
 _CHUNK_BYTES = 2**28
@@ -92,7 +94,7 @@ def play(
     Raises:
         ConfigError: so many worlds do not fit into memory.
     """
-    check_memory(simulator, n_worlds, f"worlds = {n_worlds}")
+    check_memory(simulator.reset, n_worlds, f"worlds = {n_worlds}")
     reset_keys, act_keys = _keys(key, n_worlds)
     worlds, observations = _reset(simulator, reset_keys)
     memory = _start(policy, worlds)
@@ -141,7 +143,7 @@ def repeat(
     Yields:
         Each chunk as soon as it is played; nothing ever grows.
     """
-    check_memory(simulator, n_worlds, f"worlds = {n_worlds}")
+    check_memory(simulator.reset, n_worlds, f"worlds = {n_worlds}")
     reset_keys, act_keys = _keys(key, n_worlds)
     worlds, observations = _reset(simulator, reset_keys)
     done, running, seen, n = 0, np.ones(n_worlds, bool), Status(0), _affordable(worlds)

@@ -104,7 +104,7 @@ def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Seq
     policy = frozen_policy(folder, simulator, deterministic=deterministic, best=best, update=update)
     seed = folder.identity()["seed"] if arguments.seed is None else arguments.seed
     n_episodes = 10 * own.evaluation_episodes if arguments.absolute else arguments.episodes
-    check_memory(simulator, min(n_episodes, AT_ONCE), scenario.source)
+    check_memory(simulator.reset, min(n_episodes, AT_ONCE), scenario.source)
     trained, scripted = (teams.with_opponents(p) for p in (policy, simulator.rules.scripted_policy()))
     policies = {"trained": trained, name_of(simulator.rules): scripted}
     with kept(folder):

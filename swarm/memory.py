@@ -1,27 +1,27 @@
 """Whether what is to be compiled can fit into memory at all: where it cannot, XLA aborts or the system kills."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
 from swarm.errors import ConfigError
-from swarm.simulator import Simulator
 
 
-def check_memory(simulator: Simulator, n_worlds: int, where: str) -> None:
+def check_memory(reset: Callable[..., PyTree], n_worlds: int, where: str) -> None:
     """Refuse worlds whose states and observations alone take more than all of the memory; nothing is compiled.
 
     Args:
-        simulator: of the worlds.
+        reset: makes a world from a key.
         n_worlds: at a time, over all processes.
         where: what says how many there are, for the message.
 
     Raises:
         ConfigError: they do.
     """
-    check_bytes(n_worlds * n_bytes(jax.eval_shape(simulator.reset, jax.random.key(0))), where)
+    check_bytes(n_worlds * n_bytes(jax.eval_shape(reset, jax.random.key(0))), where)
 
 
 def check_bytes(needed: int, where: str) -> None:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from swarm import rays
-from swarm.neighbors import Neighbors
 from swarm.rounding import rounded
 from swarm.space import length
 from swarm.vectors import dot, norm, unit
@@ -126,26 +125,6 @@ def touches(
 ) -> Bool[Array, " n"]:
     """Whose ball (radius in metres) reaches into an obstacle: a surface, or a volume that nobody may fly in."""
     return obstacles.distance(position) <= radius
-
-
-def crashed(
-    found: Neighbors,
-    obstacles: AbstractObstacles,
-    position: Float[Array, "n d"],
-    radius: Float[Array, " n"],
-    alive: Bool[Array, " n"],
-) -> Bool[Array, " n"]:
-    """Which of the living touch an obstacle, or each other; what comes of it is up to the scenario.
-
-    Args:
-        found: who is near whom, by a search at least two of the largest radii wide.
-        obstacles: what is solid.
-        position: metres.
-        radius: of each ball, metres.
-        alive: who counts.
-    """
-    gap = found.min(lambda way, distance, mine, theirs: distance - mine - theirs, radius[:, None])[:, 0]
-    return alive & ((gap <= 0) | touches(obstacles, position, radius))
 
 
 class Balls(AbstractObstacles):

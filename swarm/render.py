@@ -11,7 +11,8 @@ import numpy as np
 
 from swarm.episode import Chunk
 from swarm.outputs import PICTURES, check_output
-from swarm.scenario import AbstractRules, World
+from swarm.scenario import AbstractRules
+from swarm.types import World
 
 _FRAMES_PER_SECOND = 15
 _MAX_FRAMES = 256

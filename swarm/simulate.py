@@ -180,7 +180,7 @@ class Tally:
 
 
 def _policy(name: str, scenario: Any, simulator: Any) -> Any:
-    from swarm.scenario import RandomPolicy
+    from swarm.random_policy import RandomPolicy
 
     if name == "scripted":
         return simulator.rules.scripted_policy()

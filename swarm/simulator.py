@@ -12,10 +12,12 @@ from swarm.entities import LAST, Entities, counted, spawn
 from swarm.grouping import AbstractGrouping
 from swarm.hierarchy import Hierarchy, form, regroup
 from swarm.platforms import by_platform
+from swarm.policy import AbstractPolicy
 from swarm.reproducible import reproducible
 from swarm.restart import chunk_size, for_each_marked, rows, with_rows
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, TimeStep, World
+from swarm.scenario import AbstractRules
 from swarm.status import Status
+from swarm.types import Action, Observation, TimeStep, World
 
 # Sets the key of what is drawn apart from those that `reset` splits off.
 _DRAW = 0x64726177

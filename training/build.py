@@ -13,7 +13,7 @@ from swarm.commands import is_run
 from swarm.config import Scenario
 from swarm.errors import ConfigError
 from swarm.memory import check_bytes, n_bytes
-from swarm.scenario import AbstractPolicy
+from swarm.policy import AbstractPolicy
 from swarm.simulator import Simulator
 from training.asynchronous import Alternating, Asynchronous
 from training.config import TrainingConfig

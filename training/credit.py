@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from swarm.errors import ConfigError, nearest
 from swarm.grouping import RULES, AbstractGrouping, EachNode, Nodes
 from swarm.hierarchy import broadcast_groups, reduce_groups
-from swarm.scenario import World
+from swarm.types import World
 from training.config import CreditTable
 from training.losses import generalised_advantage, vtrace
 from training.sides import Sides, greatest, separate, team_totals

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from swarm.scenario import AbstractRules, best
+from swarm.policy import best
+from swarm.scenario import AbstractRules
 
 Raw = Int[Array, "*b n"] | Int[Array, "*b n f"] | Float[Array, "*b n a"]
 

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from swarm.adapters.host import HostRules
 from swarm.hierarchy import reduce_groups
-from swarm.scenario import AbstractPolicy, AbstractRules, TimeStep, World
+from swarm.policy import AbstractPolicy
+from swarm.scenario import AbstractRules
 from swarm.simulator import Simulator
+from swarm.types import TimeStep, World
 from training.policy import TeamPolicy
 from training.returns import by_team_and_kind, named, named_by_level
 

@@ -10,8 +10,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from swarm.scenario import AbstractPolicy, Observation
+from swarm.policy import AbstractPolicy
 from swarm.simulator import Simulator
+from swarm.types import Observation
 from training.config import TrainingConfig
 from training.credit import (
     GroupBy,

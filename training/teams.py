@@ -6,7 +6,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from swarm.errors import ConfigError
-from swarm.scenario import AbstractPolicy, AbstractRules, RandomPolicy
+from swarm.policy import AbstractPolicy
+from swarm.random_policy import RandomPolicy
+from swarm.scenario import AbstractRules
 from training.networks import Minds
 from training.policy import NetworkPolicy, TeamPolicy
 

@@ -15,9 +15,12 @@ from swarm.adapters.workers import Steps, Task, refuse_inside
 from swarm.entities import Entities
 from swarm.errors import ConfigError
 from swarm.hierarchy import form, regroup
-from swarm.scenario import AbstractPolicy, AbstractRules, Action, Observation, Outcome, RandomPolicy, TimeStep, World
+from swarm.policy import AbstractPolicy
+from swarm.random_policy import RandomPolicy
+from swarm.scenario import AbstractRules
 from swarm.simulator import Simulator, judged, visible_status
 from swarm.tables import ScenarioConfig, Table
+from swarm.types import Action, Observation, Outcome, TimeStep, World
 
 # Rules of groups that look at places, which agents of a host environment have not.
 _BY_PLACE = ("nearest", "quadrant", "kmeans", "components")

@@ -14,7 +14,7 @@ from scenarios.battle_policies import FocusFire, attack_or
 from swarm import RandomPolicy, make
 from swarm.config import load
 from swarm.errors import ConfigError
-from swarm.scenario import AbstractPolicy
+from swarm.policy import AbstractPolicy
 
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))

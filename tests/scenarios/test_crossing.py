@@ -8,7 +8,7 @@ import pytest
 
 from swarm import make
 from swarm.errors import ConfigError
-from swarm.scenario import AbstractPolicy
+from swarm.policy import AbstractPolicy
 
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))

@@ -10,10 +10,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from swarm.entities import Entities, Spawn, spawn
 from swarm.neighbors import AllPairs
-from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, World
+from swarm.policy import AbstractPolicy
+from swarm.scenario import AbstractRules
 from swarm.space import Open
 from swarm.status import Status
 from swarm.tables import Population, ScenarioConfig, Table
+from swarm.types import Observation, Outcome, World
 
 QUEEN, WORKER = range(2)
 N_TEAMS = 2

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from swarm.contacts import crashed
 from swarm.errors import ConfigError
 from swarm.neighbors import AllPairs
-from swarm.obstacles import Balls, Boxes, Extruded, Polygons, Union, collide, crashed, touches
+from swarm.obstacles import Balls, Boxes, Extruded, Polygons, Union, collide, touches
 from swarm.sensing import scan_rays
 from swarm.space import Open
 from swarm.terrain import HeightMap

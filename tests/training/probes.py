@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import pydantic
 
 from swarm.entities import Entities, Spawn, spawn
-from swarm.scenario import AbstractPolicy, AbstractRules, Observation, Outcome, RandomPolicy
+from swarm.policy import AbstractPolicy
+from swarm.random_policy import RandomPolicy
+from swarm.scenario import AbstractRules
 from swarm.tables import ScenarioConfig, Table
+from swarm.types import Observation, Outcome
 
 
 class WorldTable(Table):

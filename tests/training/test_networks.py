@@ -11,7 +11,7 @@ import scipy.stats
 
 from swarm import make
 from swarm.config import load
-from swarm.scenario import Observation
+from swarm.types import Observation
 from training.build import build_learner
 from training.config import load_training
 from training.distributions import Categorical, TanhNormal

@@ -10,7 +10,7 @@ from probes import Duel
 
 from swarm import make
 from swarm.config import load
-from swarm.scenario import AbstractPolicy
+from swarm.policy import AbstractPolicy
 from training.build import build_learner, build_teams
 from training.config import load_training
 from training.evaluation import evaluate
