@@ -221,6 +221,10 @@ class Checkpoints:
         self._manager.close()
 
 
+# What such reads say when they are collected: while the program ends, and before.
+_LEFT_BEHIND = ("Event loop is closed", "Encountered error while reading array index")
+
+
 def _hush() -> None:
     """Keep tracebacks from the user that say nothing: of reads that Orbax left behind when another one failed."""
     before = sys.unraisablehook
@@ -228,7 +232,7 @@ def _hush() -> None:
         return
 
     def hook(found: Any) -> None:
-        if str(found.exc_value) != "Event loop is closed":
+        if not str(found.exc_value).startswith(_LEFT_BEHIND):
             before(found)
 
     hook.hushes = True  # pyright: ignore[reportFunctionMemberAccess]

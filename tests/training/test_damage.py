@@ -3,13 +3,17 @@
 import json
 import re
 import shutil
+import sys
 import traceback
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from runs import copy_of, make_run, state_of, take_up
 
 from swarm import evaluate, plot
+from training.checkpoints import Checkpoints
+from training.runs import RunFolder
 
 NUMBER = re.compile(rb"-?\d+(\.\d+)?(e[-+]?\d+)?")
 
@@ -142,3 +146,12 @@ def test_a_damaged_run_folder_is_one_line(ready, tmp_path, capsys):
 @pytest.mark.parametrize("seed", range(1, 17))
 def test_two_thousand_damages_are_one_line_each(ready, tmp_path, capsys, seed):
     check(ready, tmp_path, capsys, 125, seed)
+
+
+def test_reads_that_orbax_leaves_behind_say_nothing_and_others_are_heard(ready, monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    Checkpoints(RunFolder(ready[0]), 3).is_whole(4)
+    for text in ("Event loop is closed", "Encountered error while reading array index: (slice(0, 8, 1),).", "mine"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(one.exc_value) for one in heard] == ["mine"]
