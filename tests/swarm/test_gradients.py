@@ -23,12 +23,18 @@ from swarm.links import Bursts, Jitter, Loss
 from swarm.obstacles import Balls, Boxes, Capsules, Extruded, Polygons, Union, collide
 from swarm.search import SearchTable, neighbor_search
 from swarm.sensors import Ranging, gps, imu, inertial, rtk
+from swarm.simulator import reset_ended
 from swarm.space import Open, Periodic, Walled
 from swarm.terrain import HeightMap
 
-N, T, DT, STEP = 6, 3, jnp.float32(0.02), 2e-3
+N, T, DT, STEP = 6, 3, jnp.float32(0.02), 5e-4
 ALIVE, KIND = jnp.arange(N) < N - 1, jnp.zeros(N, jnp.int32)
+KEYS = jax.random.split(jax.random.key(0), 4)
 SPACES = {"open": Open, "periodic": Periodic, "walled": lambda low, size: Walled(low, size, jnp.float32(0.5))}
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def rows(d, seed=0, dead=np.nan):
@@ -95,6 +101,8 @@ FLIGHTS = [
     if model == "rotors" or commands != "rotors"
 ]
 
+QUICK_FLIGHTS = (("rotors", "rotors"),)
+
 
 def direction(given, seed=7):
     """By a share of what there is: what is 0, or not finite, stays."""
@@ -113,8 +121,11 @@ def agree(run, given, forward=True, differences=True):
 
     @jax.jit
     def look(given, way):
-        value, slope = jax.value_and_grad(lambda g: run(*g))(given)
-        return value, slope, jax.jvp(lambda g: run(*g), (given,), (way,))[1] if forward else value
+        if not forward:
+            return *jax.value_and_grad(lambda g: run(*g))(given), None
+        # Reverse mode is this, transposed.
+        value, push = jax.linearize(lambda g: run(*g), given)
+        return value, jax.linear_transpose(push, given)(jnp.ones_like(value))[0], push(way)
 
     way = direction(given)
     value, slope, told = look(given, way)
@@ -130,8 +141,9 @@ def agree(run, given, forward=True, differences=True):
         np.testing.assert_allclose(along, told, rtol=2e-3, atol=1e-3 * size)
     if differences:
         # Of values of the same program, so that it is compiled once.
-        high, low = (float(look(jax.tree.map(lambda x, w: x + h * w, given, way), way)[0]) for h in (STEP, -STEP))
-        np.testing.assert_allclose(along, (high - low) / (2 * STEP), rtol=1e-2, atol=2e-3 * size)
+        high = look(jax.tree.map(lambda x, w: x + STEP * w, given, way), way)[0]
+        low = look(jax.tree.map(lambda x, w: x - STEP * w, given, way), way)[0]
+        np.testing.assert_allclose(along, float(high - low) / (2 * STEP), rtol=1e-2, atol=2e-3 * size)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -139,22 +151,33 @@ def test_dynamics(name):
     agree(*moving(*PLAIN[name]), forward=name != "differential")
 
 
-def test_what_differential_has_with_other_solvers():
-    dynamics = PLAIN["differential"][0]
-    run, given = moving(dynamics, 2)
+def test_differential_refuses_forward_mode():
+    run, given = moving(*PLAIN["differential"])
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda g: run(*g), (given,), (given,))
-    for solver in (diffrax.Heun(scan_kind="bounded"), diffrax.Euler()):
-        agree(*moving(eqx.tree_at(lambda d: d.solver, dynamics, solver), 2))
 
 
-@pytest.mark.parametrize(("model", "commands"), FLIGHTS)
+@pytest.mark.slow
+def test_differential_has_forward_mode_with_a_bounded_scan():
+    dynamics = PLAIN["differential"][0]
+    agree(*moving(eqx.tree_at(lambda d: d.solver, dynamics, diffrax.Heun(scan_kind="bounded")), 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "commands"), [flight if flight in QUICK_FLIGHTS else slow(*flight) for flight in FLIGHTS]
+)
 def test_drones_under_all_commands(model, commands):
     agree(*moving(drone_dynamics(["cf2x_l250"], 0.02, model=model, commands=commands), 3))
 
 
-@pytest.mark.parametrize("backend", ["all_pairs", "cell_grid"])
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(
+    ("space", "backend"),
+    [
+        *((space, "all_pairs") for space in SPACES),
+        *(slow(space, "cell_grid") for space in ("open", "walled")),
+        ("periodic", "cell_grid"),
+    ],
+)
 def test_neighbours_and_what_is_sensed_of_them(space, backend):
     box = SPACES[space](jnp.zeros(2), jnp.full(2, 6.0))
     search = neighbor_search(box, 2.5, N, SearchTable(backend=backend, room=8))
@@ -174,8 +197,7 @@ def test_neighbours_and_what_is_sensed_of_them(space, backend):
     agree(run, (rows(2), rows(2, 1), rows(1, 2)))
 
 
-@pytest.mark.parametrize("d", [2, 3])
-def test_obstacles_rays_and_collisions(d):
+def solids(d):
     flat = (
         Balls(jnp.asarray([[2.0, 2.0]]), 0.4 * ONE),
         Boxes(jnp.asarray([[3.5, 3.5]]), jnp.full((1, 2), 0.5), 0.3 * ONE),
@@ -184,23 +206,33 @@ def test_obstacles_rays_and_collisions(d):
     )
     heights = np.random.default_rng(0).uniform(0.0, 1.2, (5, 5))
     ground = HeightMap.of(heights, (0.0, 0.0), (1.2, 1.2))
-    solid = Union(flat) if d == 2 else Union((Extruded(Union(flat), jnp.float32(-jnp.inf), jnp.float32(2.0)), ground))
+    return Union(flat) if d == 2 else Union((Extruded(Union(flat), jnp.float32(-jnp.inf), jnp.float32(2.0)), ground))
+
+
+@pytest.mark.parametrize("d", [slow(2), 3])
+def test_rays(d):
     ways = np.random.default_rng(1).normal(size=(N, 5, d))
     ways = jnp.asarray(ways / np.linalg.norm(ways, axis=2, keepdims=True), jnp.float32)
     search = neighbor_search(Open(jnp.zeros(d), jnp.full(d, 6.0)), 6.0, N)
 
-    def run(position, velocity, ways, solid):
-        near, size = search.find(position, ALIVE).nearest(2), jnp.full(N, 0.2)
-        ranges = sensing.scan_rays(solid, position, ways, ALIVE, jnp.float32(6.0), 8, near, size)
+    def run(position, ways, solid):
+        near = search.find(position, ALIVE).nearest(2)
+        return size_of(sensing.scan_rays(solid, position, ways, ALIVE, jnp.float32(6.0), 8, near, jnp.full(N, 0.2)))
+
+    agree(run, (rows(d), ways, solids(d)))
+
+
+@pytest.mark.parametrize("d", [2, slow(3)])
+def test_distances_and_collisions(d):
+    def run(position, velocity, solid):
         place, speed = collide(solid, position, velocity, jnp.full(N, 0.3), jnp.float32(0.5))
-        distance, normal = solid.distance_and_normal(jnp.where(ALIVE[:, None], position, 0.0))
-        return size_of(ranges, place, speed, distance, normal)
+        return size_of(place, speed, solid.distance(jnp.where(ALIVE[:, None], position, 0.0)))
 
-    # How far the ground is at most is a share of the height above it, which counts as constant.
-    agree(run, (rows(d), rows(d, 1) - 2.0, ways, solid), differences=d == 2)
+    # How far the ground is at least is a share of the height above it, which counts as constant.
+    agree(run, (rows(d), rows(d, 1) - 2.0, solids(d)), differences=d == 2)
 
 
-@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("d", [2, slow(3)])
 def test_reciprocal_avoidance(d):
     search = neighbor_search(Open(jnp.zeros(d), jnp.full(d, 6.0)), 9.0, N)
 
@@ -216,29 +248,30 @@ def test_reciprocal_avoidance(d):
 
 
 def test_instruments():
-    flight = drone_dynamics(["cf2x_l250"], 0.02, commands="velocity")
+    flight = drone_dynamics(["cf2x_l250"], 0.02, model="attitude", commands="velocity")
     sensors = gps(0.02, 50.0), rtk(0.02, 50.0, latency=1)
     gyro = imu(0.02, 50.0)
     numbers, rest = eqx.partition((*sensors, gyro), eqx.is_inexact_array)
     ranging = Ranging.of(0.1, 0.02, Loss.of(0.1))
 
     def run(position, velocity, numbers):
-        receivers, total = eqx.combine(numbers, rest), jnp.zeros(())
+        receivers = eqx.combine(numbers, rest)
         entities = entities_of(position, velocity)
         tracks = [sensor.init(entities) for sensor in receivers]
         before = flight.init(entities)
         after = flight.step(before, velocity_command(velocity), KIND, DT)
         truth = jnp.concatenate([position, velocity], axis=1)
         truths = truth, truth, inertial(flight, before, after, KIND, DT)
-        for t in range(T):
-            key = jax.random.key(t)
-            for i, sensor in enumerate(receivers):
-                tracks[i], reading = sensor.step(tracks[i], entities, truths[i], key)
-                total = total + size_of(reading.value)
+
+        def body(tracks, key):
+            seen = [sensor.step(*x, key) for sensor, *x in zip(receivers, tracks, [entities] * 3, truths, strict=True)]
+            return [track for track, _ in seen], size_of(*[reading.value for _, reading in seen])
+
+        _, sizes = jax.lax.scan(body, tracks, KEYS)
         measured, _ = ranging.measure(
             jnp.where(ALIVE[:, None], position, 0.0), position > 0, entities, jax.random.key(9)
         )
-        return total + size_of(measured)
+        return jnp.sum(sizes) + size_of(measured)
 
     agree(run, (rows(3), rows(3, 1), numbers))
 
@@ -256,12 +289,13 @@ def test_what_is_said(radio):
     ball = Balls(jnp.asarray([[2.0, 2.0]]), 0.4 * ONE)
 
     def run(position, message):
-        entities, mail, total = entities_of(position, 0.0 * position), device.init(N, 2), jnp.zeros(())
-        found = search.find(position, ALIVE)
-        for t in range(4):
-            mail, heard = device.step(mail, found, entities, message, jax.random.key(t), obstacles=ball)
-            total = total + size_of(heard.total if radio == "sum" else heard.message)
-        return total
+        entities, found = entities_of(position, 0.0 * position), search.find(position, ALIVE)
+
+        def body(mail, key):
+            mail, heard = device.step(mail, found, entities, message, key, obstacles=ball)
+            return mail, size_of(heard.total if radio == "sum" else heard.message)
+
+        return jnp.sum(jax.lax.scan(body, device.init(N, 2), KEYS)[1])
 
     agree(run, (rows(2), rows(2, 1)))
 
@@ -277,11 +311,13 @@ def test_air():
 
     def run(position, velocity, weather):
         entities = entities_of(position, velocity)
-        eddies, total = weather.init(entities), jnp.zeros(())
-        for t in range(T):
-            eddies, air = weather.step(eddies, entities, t * DT, jax.random.key(t), DT)
-            total = total + size_of(air.wind)
-        return total + size_of(10.0 * downwash.air(search.find(position, ALIVE), KIND).force)
+
+        def body(eddies, of_step):
+            eddies, air = weather.step(eddies, entities, *of_step, DT)
+            return eddies, size_of(air.wind)
+
+        _, sizes = jax.lax.scan(body, weather.init(entities), (DT * jnp.arange(4.0), KEYS))
+        return jnp.sum(sizes) + size_of(10.0 * downwash.air(search.find(position, ALIVE), KIND).force)
 
     agree(run, (rows(3), rows(3, 1), weather))
 
@@ -297,8 +333,8 @@ def test_energy(charge):
         energy = Charge.of(held) if charge else held
         filling = eqx.tree_at(lambda p: p.efficiency, pads, efficiency)
         supplied = filling.supply(Open(jnp.zeros(3), jnp.ones(3)), position, ALIVE)
-        for _ in range(T):
-            energy = battery.step(energy, KIND, power.of_flight(velocity, KIND, 0.1 * ONE[KIND]), supplied, DT)
+        drawn = power.of_flight(velocity, KIND, 0.1 * ONE[KIND])
+        energy = jax.lax.fori_loop(0, T, lambda _, e: battery.step(e, KIND, drawn, supplied, DT), energy)
         return size_of(battery.share(energy.energy if charge else energy, KIND))
 
     agree(run, (rows(3), rows(3, 1), power, jnp.float32(0.8)))
@@ -329,7 +365,7 @@ SCENARIOS = {
 QUICK = ("spread", "flocking")
 
 
-@pytest.mark.parametrize("name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in SCENARIOS])
+@pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in SCENARIOS])
 def test_positions_after_steps_of_a_simulator_by_the_action(name):
     simulator = swarm.make(name, SCENARIOS[name])
     world, _ = eqx.filter_jit(simulator.reset)(jax.random.key(0))
@@ -343,3 +379,17 @@ def test_positions_after_steps_of_a_simulator_by_the_action(name):
 
     action = np.random.default_rng(1).normal(0.0, 0.3, (start.shape[0], simulator.rules.n_controls))
     agree(run, (jnp.asarray(action, jnp.float32),))
+
+
+def test_restarts_have_no_reverse_mode():
+    simulator = swarm.make("spread", SCENARIOS["spread"])
+    worlds, timesteps = eqx.filter_eval_shape(jax.vmap(simulator.reset), KEYS)
+    place = worlds.entities.position
+
+    def run(position, worlds, timesteps):
+        worlds = eqx.tree_at(lambda w: w.entities.position, worlds, position)
+        return jnp.sum(reset_ended(simulator, worlds, timesteps, KEYS)[0].entities.position)
+
+    with pytest.raises(ValueError, match="Reverse-mode"):
+        jax.eval_shape(jax.grad(run), place, worlds, timesteps)
+    jax.eval_shape(lambda x, *rest: jax.jvp(lambda x: run(x, *rest), (x,), (x,)), place, worlds, timesteps)
