@@ -101,7 +101,8 @@ FLIGHTS = [
     if model == "rotors" or commands != "rotors"
 ]
 
-QUICK_FLIGHTS = (("rotors", "rotors"),)
+# Rotors in double precision: tests/swarm/test_drones.py.
+QUICK_FLIGHTS = (("attitude", "attitude"),)
 
 
 def direction(given, seed=7):
@@ -116,7 +117,7 @@ def direction(given, seed=7):
     return jax.tree.map(of, given)
 
 
-def agree(run, given, forward=True, differences=True):
+def agree(run, given, forward=True, differences=True, step=STEP):
     """Reverse mode is finite where somebody lives, and along a direction what forward mode and differences say."""
 
     @jax.jit
@@ -141,9 +142,9 @@ def agree(run, given, forward=True, differences=True):
         np.testing.assert_allclose(along, told, rtol=2e-3, atol=1e-3 * size)
     if differences:
         # Of values of the same program, so that it is compiled once.
-        high = look(jax.tree.map(lambda x, w: x + STEP * w, given, way), way)[0]
-        low = look(jax.tree.map(lambda x, w: x - STEP * w, given, way), way)[0]
-        np.testing.assert_allclose(along, float(high - low) / (2 * STEP), rtol=1e-2, atol=2e-3 * size)
+        high = look(jax.tree.map(lambda x, w: x + step * w, given, way), way)[0]
+        low = look(jax.tree.map(lambda x, w: x - step * w, given, way), way)[0]
+        np.testing.assert_allclose(along, float(high - low) / (2 * step), rtol=1e-2, atol=2e-3 * size)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -248,7 +249,7 @@ def test_reciprocal_avoidance(d):
 
 
 def test_instruments():
-    flight = drone_dynamics(["cf2x_l250"], 0.02, model="attitude", commands="velocity")
+    flight = drone_dynamics(["cf2x_l250"], 0.02, model="attitude", commands="attitude")
     sensors = gps(0.02, 50.0), rtk(0.02, 50.0, latency=1)
     gyro = imu(0.02, 50.0)
     numbers, rest = eqx.partition((*sensors, gyro), eqx.is_inexact_array)
@@ -259,7 +260,8 @@ def test_instruments():
         entities = entities_of(position, velocity)
         tracks = [sensor.init(entities) for sensor in receivers]
         before = flight.init(entities)
-        after = flight.step(before, velocity_command(velocity), KIND, DT)
+        commands = own_scale(flight, jnp.concatenate([velocity, jnp.ones((N, 1))], axis=1))
+        after = flight.step(before, commands, KIND, DT)
         truth = jnp.concatenate([position, velocity], axis=1)
         truths = truth, truth, inertial(flight, before, after, KIND, DT)
 
@@ -274,10 +276,6 @@ def test_instruments():
         return jnp.sum(sizes) + size_of(measured)
 
     agree(run, (rows(3), rows(3, 1), numbers))
-
-
-def velocity_command(velocity):
-    return jnp.concatenate([0.3 * velocity, jnp.zeros((N, 1))], axis=1)
 
 
 @pytest.mark.parametrize("radio", ["sum", "nearest"])
@@ -378,9 +376,11 @@ def test_positions_after_steps_of_a_simulator_by_the_action(name):
         return jnp.sum(jnp.where(entities.alive[:, None], weight * (entities.position - start), 0.0))
 
     action = np.random.default_rng(1).normal(0.0, 0.3, (start.shape[0], simulator.rules.n_controls))
-    agree(run, (jnp.asarray(action, jnp.float32),))
+    # Floats hold places a hundred metres off to 8 micrometres.
+    agree(run, (jnp.asarray(action, jnp.float32),), step=2e-2)
 
 
+@pytest.mark.slow
 def test_restarts_have_no_reverse_mode():
     simulator = swarm.make("spread", SCENARIOS["spread"])
     worlds, timesteps = eqx.filter_eval_shape(jax.vmap(simulator.reset), KEYS)
