@@ -283,7 +283,7 @@ def test_what_is_said(radio):
     search = neighbor_search(Open(jnp.zeros(2), jnp.full(2, 6.0)), 4.0, N)
     more: dict = {"jitter": Jitter.of([0.7, 0.3]), "bursts": Bursts.of(5, 2), "bandwidth": 2}
     loss = Loss.of(0.1, 0.1, 4.0, 0.5)
-    device = comms.SumRadio(loss, 1, **more) if radio == "sum" else comms.NearestRadio(loss, 1, 2, **more)
+    device = comms.SumRadio(loss, 1, **more) if radio == "sum" else comms.NearestRadio(loss, delay=1, k=2, **more)
     ball = Balls(jnp.asarray([[2.0, 2.0]]), 0.4 * ONE)
 
     def run(position, message):
