@@ -5,9 +5,14 @@ the zero vector are finite.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from swarm.space import length, rounded
+
+
+def known(vector: Float[Array, "*v d"]) -> Bool[Array, "*v"]:
+    """Whether no component is NaN, as what the dead hold may be."""
+    return jnp.all(vector == vector, axis=-1)
 
 
 def norm(vector: Float[Array, "*v d"]) -> Float[Array, "*v"]:
