@@ -85,7 +85,8 @@ class CellGrid(AbstractNeighborSearch):
             among=rest,
             alive=alive,
             order=order,
-            position=position[order],
+            # What the dead hold must not reach gradients.
+            position=jnp.where(alive[:, None], position, 0.0)[order],
             member=member,
             own=own,
             tiers=tiers,

@@ -128,8 +128,11 @@ class Dryden(eqx.Module):
         Returns:
             The new state, and the turbulence, metres per second in axes of the world.
         """
-        lengths, sigmas = self.scales(entities.position[:, 2])
-        airspeed = jnp.maximum(norm(entities.velocity - mean), self.min_airspeed)
+        # What the dead hold must not reach gradients.
+        alive = entities.alive
+        lengths, sigmas = self.scales(jnp.where(alive, entities.position[:, 2], 0.0))
+        against = jnp.where(alive[:, None], entities.velocity - mean, 0.0)
+        airspeed = jnp.maximum(norm(against), self.min_airspeed)
         passed = dt * airspeed[:, None] / lengths
         draw = rounded(jax.vmap(lambda k: jax.random.normal(k, (5,)))(entities.keys(key)))
         old, new = eddies.filters, (eddies.uid != entities.uid)
@@ -218,7 +221,8 @@ class Weather(eqx.Module):
         dt: Float[Array, ""],
     ) -> tuple[Eddies | None, Air]:
         """The air of a step of `dt` seconds at a time; `key` is that of the step."""
-        wind = mean = self.mean.at(entities.position)
+        # What the dead hold must not reach gradients.
+        wind = mean = self.mean.at(jnp.where(entities.alive[:, None], entities.position, 0.0))
         if self.turbulence is not None and eddies is not None:
             eddies, turbulence = self.turbulence.step(eddies, entities, mean, key, dt)
             wind = wind + turbulence

@@ -26,7 +26,7 @@ from swarm.errors import ConfigError
 from swarm.rounding import rounded
 from swarm.space import AbstractSpace
 from swarm.tables import Table, validate
-from swarm.vectors import norm
+from swarm.vectors import known, norm
 
 Share = Annotated[float, pydantic.Field(gt=0.0, le=1.0)]
 
@@ -150,6 +150,9 @@ class RotorPower(eqx.Module):
             kind: of each entity.
             payload: kilograms.
         """
+        # NaN in a dead slot must not reach the gradients of what its kind shares.
+        there = known(velocity) & (payload == payload)
+        velocity, payload = jnp.where(there[:, None], velocity, 0.0), jnp.where(there, payload, 0.0)
         weight = (self.mass[kind] + payload) * self.gravity[kind]
         speed = norm(velocity[:, :2])
         square = jnp.square(speed)
@@ -165,7 +168,8 @@ class RotorPower(eqx.Module):
             rise = _recirculated(velocity[:, 2], jnp.sqrt(still))
             climb = velocity[:, 2] + rounded(jnp.square(jnp.square(share)) * rise)
             carried = carried + rounded(weight * climb)
-        return self.avionics[kind] + rounded((profile + jnp.maximum(carried, 0.0)) / self.efficiency[kind])
+        drawn = self.avionics[kind] + rounded((profile + jnp.maximum(carried, 0.0)) / self.efficiency[kind])
+        return jnp.where(there, drawn, jnp.nan)
 
 
 def _recirculated(climb: Float[Array, " n"], hover: Float[Array, " n"]) -> Float[Array, " n"]:

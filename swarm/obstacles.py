@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from swarm import rays
 from swarm.rounding import rounded
 from swarm.space import length
-from swarm.vectors import dot, norm, unit
+from swarm.vectors import dot, known, norm, unit
 
 
 class AbstractObstacles(eqx.Module):
@@ -90,10 +90,11 @@ def collide(
 
     def push(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         position, velocity = carry
-        distance, normal = obstacles.distance_and_normal(position)
-        # NaN in a dead slot compares false.
-        inside = distance < radius
-        inward = dot(velocity, normal)
+        # NaN in a dead slot is not inside, and must not reach the gradients of the obstacles.
+        there, moves = known(position), known(velocity)
+        distance, normal = obstacles.distance_and_normal(jnp.where(there[:, None], position, 0.0))
+        inside = there & (distance < radius)
+        inward = dot(jnp.where(moves[:, None], velocity, 0.0), normal)
         depth = jnp.where(inside, radius - jnp.where(inside, distance, 0.0), 0.0)
         stopped = jnp.where(inside & (inward < 0), (1.0 + restitution) * inward, 0.0)
         moved = jnp.where(inside[:, None], position + depth[:, None] * normal, position)

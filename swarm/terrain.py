@@ -26,7 +26,8 @@ class HeightMap(AbstractObstacles):
 
     with the sign of c. `steepness` bounds the slope up to a cell farther, where the nearest point is unless it is more
     than the spacing away. So it is exact on a plane, and within a spacing of ground that is plane thereabouts, whatever
-    cliffs there are elsewhere. The normal is that of the ground straight below. Build it by `of` or `read`.
+    cliffs there are elsewhere. The normal is that of the ground straight below; the gradient is that of c, its
+    factor taken as a constant. Build it by `of` or `read`.
 
     Attributes:
         heights: of the point lower + (i, j) * spacing, metres.

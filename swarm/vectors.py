@@ -5,10 +5,15 @@ the zero vector are finite.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from swarm.rounding import rounded
 from swarm.space import length
+
+
+def known(vector: Float[Array, "*v d"]) -> Bool[Array, "*v"]:
+    """Whether no component is NaN, as what the dead hold may be."""
+    return jnp.all(vector == vector, axis=-1)
 
 
 def norm(vector: Float[Array, "*v d"]) -> Float[Array, "*v"]:

@@ -20,6 +20,8 @@ class Differential(AbstractDynamics):
 
     Command: `c` numbers in the units of the field, limited to [low, high].
 
+    Runge-Kutta solvers of diffrax have reverse mode only; with `scan_kind="bounded"` they have forward mode, too.
+
     Attributes:
         field: `field(motion, command, parameters)` of one entity, as a Motion that holds the derivatives in time. The
             derivative of the position is reported as the velocity after a step, so that the field of a first-order
