@@ -16,13 +16,13 @@ import filelock
 import jax
 import tomli_w
 
-import swarm
 from swarm import strict_json
 from swarm.commands import SEEDS
 from swarm.config import Scenario, load, read_text
 from swarm.errors import RunError
 from swarm.resolve import is_trusted
 from swarm.toml import parse_toml
+from swarm.version import __version__
 from training.checkpoints import Checkpoints, _named_arrays
 from training.config import TrainingConfig, load_training
 from training.contained import FILES, FROZEN, contained, free
@@ -336,6 +336,6 @@ def _circumstances() -> dict[str, Any]:
         "device": jax.local_devices()[0].device_kind,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
-        "swarm": swarm.__version__,
+        "swarm": __version__,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

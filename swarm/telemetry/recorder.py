@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import jax
 
-import swarm
 from swarm.config import Scenario
 from swarm.episode import Chunk
 from swarm.errors import SwarmError
@@ -16,6 +15,7 @@ from swarm.telemetry.csv import CsvFile
 from swarm.telemetry.foxglove import SceneFile
 from swarm.telemetry.parquet import ParquetParts
 from swarm.telemetry.rows import Batch, Rows
+from swarm.version import __version__
 
 
 class Writer(Protocol):
@@ -114,7 +114,7 @@ class Recorder:
             raise RecordingError(f"--record {self.path}: cannot be written: {reason}; {kept}") from None
 
     def _metadata(self) -> dict[str, Any]:
-        scenario, versions = self._scenario, {"swarm": swarm.__version__, "jax": jax.__version__}
+        scenario, versions = self._scenario, {"swarm": __version__, "jax": jax.__version__}
         about = {"scenario": scenario.name, "config": scenario.resolved(), "versions": versions}
         return about | {"platform": jax.default_backend()} | self._about
 

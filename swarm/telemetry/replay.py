@@ -16,13 +16,13 @@ import jax
 import numpy as np
 import pydantic
 
-import swarm
 from swarm.build import make
 from swarm.config import restore
 from swarm.episode import Chunk, repeat
 from swarm.errors import SwarmError
 from swarm.files import check_regular, parse_json
 from swarm.telemetry.rows import Batch, Rows, is_action
+from swarm.version import __version__
 
 _BATCH_ROWS = 2**16
 # The first columns: numbers of the state, the world and the slot of a row.
@@ -167,7 +167,7 @@ class Recording:
 
     def differs(self, message: str) -> SwarmError:
         """The error of a row that is not what it should be, and what may be the cause."""
-        here = {"versions": {"swarm": swarm.__version__, "jax": jax.__version__}, "platform": jax.default_backend()}
+        here = {"versions": {"swarm": __version__, "jax": jax.__version__}, "platform": jax.default_backend()}
         there = {name: self.about.get(name) for name in here}
         others = [f"{name} {there[name]}, here {here[name]}" for name in here if there[name] != here[name]]
         return self._error(message + (f" (recorded with {'; '.join(others)})" if others else ""))
