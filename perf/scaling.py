@@ -54,7 +54,7 @@ def measure(scenario: str, overrides: dict, n_devices: int, rounds: int) -> dict
     import equinox as eqx
     import jax
 
-    from swarm.config import load
+    from swarm.build.scenario_files import load
     from training.build import build_learner
     from training.config import load_training
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 import swarm
-from swarm.config import load
+from swarm.build.scenario_files import load
 from training.build import build_learner
 from training.config import load_training
 

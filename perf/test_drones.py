@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.disturbance import Downwash, Dryden, Shear, Weather
 from swarm.dynamics import drone_dynamics, load_airframe
+from swarm.dynamics.air import Downwash, Dryden, Shear, Weather
 from swarm.dynamics.studies import rotor_differential
-from swarm.entities import Entities
-from swarm.search import neighbor_search
-from swarm.space import Open
+from swarm.geometry.space import Open
+from swarm.neighbors.search import neighbor_search
+from swarm.population.entities import Entities
 
 SIZES = {"1k": 1_000, "100k": 100_000}
 RATE, N_STEPS = 500.0, 20

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.entities import Entities, Spawn, spawn
-from swarm.grouping import parse_grouping
-from swarm.hierarchy import form, regroup
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.population.grouping import parse_grouping
+from swarm.population.hierarchy import form, regroup
 
 N, N_BIRTHS, N_TEAMS, SIDE = 100_000, 1_000, 2, 1000.0
 LEVELS = ("unit", "squad", "wing", "team")

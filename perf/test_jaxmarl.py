@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from swarm.config import load
+from swarm.build.scenario_files import load
 from training.build import build_learner
 from training.config import load_training
 from training.networks.layers import Perceptron

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.neighbors import Among
-from swarm.search import neighbor_search
-from swarm.space import Open
+from swarm.geometry.space import Open
+from swarm.neighbors.questions import Among
+from swarm.neighbors.search import neighbor_search
 
 SIZES = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1M": 1_000_000}
 DENSITY = 2.5  # entities per square of one radius

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from swarm.comms import Bursts, Jitter, Loss, NearestRadio, SumRadio
-from swarm.entities import Entities
-from swarm.search import neighbor_search
-from swarm.space import Open
+from swarm.comms.radios import Bursts, Jitter, Loss, NearestRadio, SumRadio
+from swarm.geometry.space import Open
+from swarm.neighbors.search import neighbor_search
+from swarm.population.entities import Entities
 
 N, N_NUMBERS, K, PER_SQUARE = 100_000, 4, 8, 2.5
 LOSS = Loss.of(0.1, 0.2, 1.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import swarm
-from swarm.random_policy import RandomPolicy
+from swarm.simulation.random_policy import RandomPolicy
 
 STEPS = 16
 SMALL_FLOCK = {"world.size": [6.0, 6.0], "population.bird.capacity": 16, "population.bird.initial": 16}

@@ -11,13 +11,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from scenarios.battle_config import BattleConfig
 from scenarios.battle_layout import KINDS, Layout, layout
 from scenarios.compass import MOVES
-from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
-from swarm.policy import AbstractPolicy
-from swarm.scenario import AbstractRules, rows_of
-from swarm.search import neighbor_search
-from swarm.space import AbstractSpace, Open, Walled
-from swarm.types import Observation, Outcome, World
+from swarm.geometry.space import AbstractSpace, Open, Walled
+from swarm.neighbors.questions import AbstractNeighborSearch, Among, Nearest
+from swarm.neighbors.search import neighbor_search
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.types import Observation, Outcome, World
 
 HEALTH, WAIT, AHEAD, LEFT = range(4)
 N_STORES = 4

@@ -8,8 +8,8 @@ import pydantic
 
 from scenarios.battle_layout import KINDS, layout
 from scenarios.tables import Amount, Positive, Share, SpaceTable, Weight
-from swarm.search import SearchTable
-from swarm.tables import Population, ScenarioConfig, Table
+from swarm.core.tables import Population, ScenarioConfig, Table
+from swarm.neighbors.search import SearchTable
 
 
 class WorldTable(SpaceTable):

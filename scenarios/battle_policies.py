@@ -5,11 +5,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.battle import AHEAD, HEALTH, LEFT, N_MOVES, WAIT, Battle, mean_over
 from scenarios.compass import move_towards
-from swarm.hierarchy import reduce_groups
-from swarm.policy import AbstractPolicy
-from swarm.space import length
-from swarm.types import Observation, World
-from swarm.vectors import norm
+from swarm.geometry.space import length
+from swarm.geometry.vectors import norm
+from swarm.population.hierarchy import reduce_groups
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.types import Observation, World
 
 # Who hits farther than this keeps its distance; metres.
 RANGED = 5.0

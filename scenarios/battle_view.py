@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from scenarios.battle import HEALTH, Battle
-from swarm.types import World
+from swarm.simulation.types import World
 
 ARMIES = ("#1f5fb4", "#c8281e")
 MARKERS = ("s", "^", "D")

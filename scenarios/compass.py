@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from swarm.vectors import norm
+from swarm.geometry.vectors import norm
 
 MOVES = ("stay", "east", "north-east", "north", "north-west", "west", "south-west", "south", "south-east")
 

@@ -9,16 +9,16 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.crossing_config import CrossingConfig
 from scenarios.flying import Craft, Flying
-from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AbstractNeighborSearch, Nearest
-from swarm.obstacles import Balls
-from swarm.policy import AbstractPolicy
-from swarm.rounding import rounded
-from swarm.scenario import AbstractRules, rows_of
-from swarm.search import neighbor_search
-from swarm.space import Open
-from swarm.types import Action, Observation, Outcome, World
-from swarm.vectors import norm
+from swarm.core.rounding import rounded
+from swarm.geometry.obstacles import Balls
+from swarm.geometry.space import Open
+from swarm.geometry.vectors import norm
+from swarm.neighbors.questions import AbstractNeighborSearch, Nearest
+from swarm.neighbors.search import neighbor_search
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.types import Action, Observation, Outcome, World
 
 N_FEATURES = 8
 

@@ -3,9 +3,9 @@
 import pydantic
 
 from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Few, Positive, Weight
+from swarm.core.tables import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
-from swarm.search import SearchTable
-from swarm.tables import ScenarioConfig, Table
+from swarm.neighbors.search import SearchTable
 
 
 class WorldTable(BoxTable):

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from scenarios.crossing import Crossing
-from swarm.avoidance import avoid, reciprocal, walls
-from swarm.policy import AbstractPolicy
-from swarm.types import Action, Observation, World
-from swarm.vectors import clipped
+from swarm.dynamics.avoidance import avoid, reciprocal, walls
+from swarm.geometry.vectors import clipped
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.types import Action, Observation, World
 
 
 class Orca(AbstractPolicy):

@@ -12,14 +12,14 @@ from scenarios.delivery_config import DeliveryConfig
 from scenarios.delivery_parcels import Orders, Parcels, picked
 from scenarios.flying import Craft
 from scenarios.level import Level, polar
-from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AbstractNeighborSearch, Nearest
-from swarm.policy import AbstractPolicy
-from swarm.rounding import rounded
-from swarm.scenario import AbstractRules, rows_of
-from swarm.search import neighbor_search
-from swarm.types import Action, Observation, Outcome, World
-from swarm.vectors import norm
+from swarm.core.rounding import rounded
+from swarm.geometry.vectors import norm
+from swarm.neighbors.questions import AbstractNeighborSearch, Nearest
+from swarm.neighbors.search import neighbor_search
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.types import Action, Observation, Outcome, World
 
 N_BLOCKS = 4
 N_OWN = 17 + 2 * N_BLOCKS**2

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from scenarios.delivery import Delivery
-from swarm.policy import AbstractPolicy
-from swarm.rounding import rounded
-from swarm.types import Action, Observation, World
-from swarm.vectors import clipped, dot, norm, unit
+from swarm.core.rounding import rounded
+from swarm.geometry.vectors import clipped, dot, norm, unit
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.types import Action, Observation, World
 
 
 class Auction(AbstractPolicy):

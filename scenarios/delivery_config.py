@@ -14,10 +14,10 @@ from scenarios.tables import (
     Share,
     Weight,
 )
+from swarm.core.tables import ScenarioConfig, Table
 from swarm.dynamics import Airframe, load_airframe
 from swarm.dynamics.drones import ControlTable
-from swarm.search import SearchTable
-from swarm.tables import ScenarioConfig, Table
+from swarm.neighbors.search import SearchTable
 
 
 class WorldTable(FieldTable):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.delivery_config import ParcelsTable
-from swarm.rounding import rounded
+from swarm.core.rounding import rounded
 
 
 class Parcels(eqx.Module):

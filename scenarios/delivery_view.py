@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from scenarios.delivery import Delivery
-from swarm.types import World
+from swarm.simulation.types import World
 
 
 def draw(axes: Any, world: World, rules: Delivery) -> None:

@@ -9,16 +9,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios import flocking_order as order
 from scenarios.flocking_config import FlockingConfig
-from swarm.entities import Entities
-from swarm.neighbors import AbstractNeighborSearch, Neighbors
-from swarm.policy import AbstractPolicy
-from swarm.rounding import rounded
-from swarm.scenario import AbstractRules
-from swarm.search import neighbor_search
-from swarm.sensing import Raster
-from swarm.space import Periodic, square_length
-from swarm.types import Action, Observation, Outcome, World
-from swarm.vectors import dot, norm
+from swarm.core.rounding import rounded
+from swarm.geometry.space import Periodic, square_length
+from swarm.geometry.vectors import dot, norm
+from swarm.neighbors.questions import AbstractNeighborSearch, Neighbors
+from swarm.neighbors.search import neighbor_search
+from swarm.population.entities import Entities
+from swarm.sensing.exact import Raster
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules
+from swarm.simulation.types import Action, Observation, Outcome, World
 
 N_TURNS = 9
 

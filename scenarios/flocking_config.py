@@ -5,8 +5,8 @@ from typing import Literal
 import pydantic
 
 from scenarios.tables import Amount, Positive, SpaceTable, Weight
-from swarm.search import SearchTable
-from swarm.tables import Population, ScenarioConfig, Table
+from swarm.core.tables import Population, ScenarioConfig, Table
+from swarm.neighbors.search import SearchTable
 
 
 class WorldTable(SpaceTable):

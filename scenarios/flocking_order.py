@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from swarm.grouping.components import lowest_reachable
-from swarm.neighbors import Among, Neighbors
-from swarm.space import Periodic, length
-from swarm.vectors import dot, norm
+from swarm.geometry.space import Periodic, length
+from swarm.geometry.vectors import dot, norm
+from swarm.neighbors.questions import Among, Neighbors
+from swarm.population.grouping.components import lowest_reachable
 
 
 def mean(values: Float[Array, " n"], alive: Bool[Array, " n"]) -> Float[Array, ""]:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from scenarios.flocking import Flocking
-from swarm.policy import AbstractPolicy
-from swarm.rounding import rounded
-from swarm.types import Action, Observation, World
-from swarm.vectors import norm
+from swarm.core.rounding import rounded
+from swarm.geometry.vectors import norm
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.types import Action, Observation, World
 
 
 def toward(rules: Flocking, way: Float[Array, "n d"]) -> Action:

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from scenarios.tables import AirTable, DroneTable
-from swarm.disturbance import Downwash, Dryden, Eddies, Shear, Weather
 from swarm.dynamics import AbstractFlight, Air, Motion, drone_dynamics, load_airframe
+from swarm.dynamics.air import Downwash, Dryden, Eddies, Shear, Weather
 from swarm.dynamics.drones import ControlTable
-from swarm.entities import Entities
-from swarm.neighbors import Neighbors
-from swarm.vectors import clipped
+from swarm.geometry.vectors import clipped
+from swarm.neighbors.questions import Neighbors
+from swarm.population.entities import Entities
 
 # Eddies pass a hovering drone at least that fast; metres per second.
 _DRIFT = 0.3

@@ -7,16 +7,16 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.flying import Craft, Flying
 from scenarios.tables import AirTable, AvoidanceTable, DroneTable, EnergyTable, FieldTable
-from swarm.avoidance import avoid, reciprocal, walls
+from swarm.core.rounding import rounded
 from swarm.dynamics import Air
 from swarm.dynamics.airframe import load_airframes
+from swarm.dynamics.avoidance import avoid, reciprocal, walls
 from swarm.dynamics.drones import ControlTable
-from swarm.energy import Battery, Pads, PowerTable, RotorPower
-from swarm.entities import Entities
-from swarm.neighbors import Nearest, Neighbors
-from swarm.rounding import rounded
-from swarm.space import Open
-from swarm.vectors import clipped, norm, unit
+from swarm.dynamics.energy import Battery, Pads, PowerTable, RotorPower
+from swarm.geometry.space import Open
+from swarm.geometry.vectors import clipped, norm, unit
+from swarm.neighbors.questions import Nearest, Neighbors
+from swarm.population.entities import Entities
 
 _of_flight = eqx.filter_jit(RotorPower.of_flight)
 

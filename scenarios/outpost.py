@@ -31,11 +31,11 @@ from scenarios.outpost_config import OutpostConfig
 from scenarios.outpost_map import draw_map
 from scenarios.outpost_moves import collide, legal_actions, move
 from scenarios.outpost_sight import observe
-from swarm.entities import Entities, Spawn
-from swarm.hierarchy import reduce_groups
-from swarm.policy import AbstractPolicy
-from swarm.scenario import AbstractRules
-from swarm.types import Observation, Outcome, World
+from swarm.population.entities import Entities, Spawn
+from swarm.population.hierarchy import reduce_groups
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules
+from swarm.simulation.types import Observation, Outcome, World
 
 
 class Outpost(AbstractRules):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.entities import Entities
+from swarm.population.entities import Entities
 
 DEPOT, LIGHT, HEAVY = range(3)
 ICE, ORE, WATER, METAL, POWER = range(5)

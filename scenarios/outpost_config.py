@@ -5,7 +5,7 @@ from typing import Literal
 import pydantic
 
 from scenarios.tables import Amount, Positive, Share, Steps, Weight
-from swarm.tables import Population, ScenarioConfig, Table
+from swarm.core.tables import Population, ScenarioConfig, Table
 
 
 class WorldTable(Table):

@@ -25,9 +25,9 @@ from scenarios.outpost_board import (
     move_cost,
     nearest_marked,
 )
-from swarm.hierarchy import reduce_groups
-from swarm.policy import AbstractPolicy
-from swarm.types import Observation, World
+from swarm.population.hierarchy import reduce_groups
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.types import Observation, World
 
 
 class Greedy(AbstractPolicy):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from scenarios.outpost_board import DEPOT, HEAVY, LIGHT, METAL, N_STORES, POWER, WATER, Board, Fields, nearest_marked
-from swarm.entities import Entities, Spawn, spawn
+from swarm.population.entities import Entities, Spawn, spawn
 
 
 def draw_map(board: Board, depot: dict[str, Float[Array, ""]], key: Key[Array, ""]) -> tuple[Entities, Fields]:

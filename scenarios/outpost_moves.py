@@ -20,7 +20,7 @@ from scenarios.outpost_board import (
     Fields,
     move_cost,
 )
-from swarm.entities import Entities
+from swarm.population.entities import Entities
 
 
 def legal_actions(board: Board, entities: Entities, fields: Fields, depot_at: Int[Array, "h w"]) -> Bool[Array, "n 8"]:

@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from scenarios.outpost_board import DEPOT, HEAVY, ICE, LIGHT, METAL, ORE, POWER, WATER, Board, move_cost
 from scenarios.outpost_moves import legal_actions
-from swarm.entities import Entities
-from swarm.types import Observation, World
+from swarm.population.entities import Entities
+from swarm.simulation.types import Observation, World
 
 
 def observe(board: Board, world: World) -> Observation:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from scenarios.outpost_board import DEPOT, HEAVY, ICE, LIGHT, METAL, ORE, POWER, WATER
-from swarm.types import World
+from swarm.simulation.types import World
 
 TEAMS = ("#1f77b4", "#d62728")
 # Diameter in cells, and the cargo at which a disc is drawn full.

@@ -11,17 +11,17 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from scenarios.flying import Craft
 from scenarios.level import Level, polar
 from scenarios.patrol_config import PatrolConfig
-from swarm.comms import Mail, SumRadio
-from swarm.entities import Entities, Spawn, spawn
-from swarm.links import Loss
-from swarm.neighbors import AbstractNeighborSearch, Nearest, Neighbors
-from swarm.policy import AbstractPolicy
-from swarm.reception import Reception
-from swarm.rounding import rounded
-from swarm.scenario import AbstractRules, rows_of
-from swarm.search import neighbor_search
-from swarm.types import Action, Observation, Outcome, World
-from swarm.vectors import norm
+from swarm.comms.links import Loss
+from swarm.comms.radios import Mail, SumRadio
+from swarm.comms.reception import Reception
+from swarm.core.rounding import rounded
+from swarm.geometry.vectors import norm
+from swarm.neighbors.questions import AbstractNeighborSearch, Nearest, Neighbors
+from swarm.neighbors.search import neighbor_search
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.types import Action, Observation, Outcome, World
 
 N_FEATURES = 7
 N_BLOCKS = 4

@@ -13,9 +13,9 @@ from scenarios.tables import (
     Positive,
     Weight,
 )
+from swarm.core.tables import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
-from swarm.search import SearchTable
-from swarm.tables import ScenarioConfig, Table
+from swarm.neighbors.search import SearchTable
 
 
 class WorldTable(FieldTable):

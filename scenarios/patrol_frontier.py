@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from scenarios.patrol import Patrol
-from swarm.policy import AbstractPolicy
-from swarm.rounding import rounded
-from swarm.types import Action, Observation, World
-from swarm.vectors import clipped, norm
+from swarm.core.rounding import rounded
+from swarm.geometry.vectors import clipped, norm
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.types import Action, Observation, World
 
 
 class Homing(eqx.Module):

@@ -11,14 +11,14 @@ from scenarios.compass import MOVES
 from scenarios.pursuit_config import PursuitConfig
 from scenarios.pursuit_steering import Sight, Surface, flee
 from swarm.dynamics import Motion, VelocityLag
-from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AbstractNeighborSearch, Among, Nearest
-from swarm.obstacles import Balls, collide
-from swarm.policy import AbstractPolicy
-from swarm.scenario import AbstractRules, rows_of
-from swarm.search import neighbor_search
-from swarm.space import AbstractSpace, Periodic, Walled
-from swarm.types import Action, Observation, Outcome, World
+from swarm.geometry.obstacles import Balls, collide
+from swarm.geometry.space import AbstractSpace, Periodic, Walled
+from swarm.neighbors.questions import AbstractNeighborSearch, Among, Nearest
+from swarm.neighbors.search import neighbor_search
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.types import Action, Observation, Outcome, World
 
 SCOUT, HUNTER, PREY = range(3)
 

@@ -6,8 +6,8 @@ from typing import Literal
 import pydantic
 
 from scenarios.tables import Amount, Few, Positive, SpaceTable, Weight
-from swarm.search import SearchTable
-from swarm.tables import Population, ScenarioConfig, Table
+from swarm.core.tables import Population, ScenarioConfig, Table
+from swarm.neighbors.search import SearchTable
 
 
 class WorldTable(SpaceTable):

@@ -6,8 +6,8 @@ from jaxtyping import Array, Key
 from scenarios.compass import move_towards
 from scenarios.pursuit import PREY, Pursuit
 from scenarios.pursuit_steering import chase
-from swarm.policy import AbstractPolicy
-from swarm.types import Action, Observation, World
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.types import Action, Observation, World
 
 
 class Scripted(AbstractPolicy):

@@ -4,9 +4,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from swarm.entities import Entities
-from swarm.neighbors import Nearest
-from swarm.vectors import dot, norm, unit
+from swarm.geometry.vectors import dot, norm, unit
+from swarm.neighbors.questions import Nearest
+from swarm.population.entities import Entities
 
 # Surfaces nearer than this are steered clear of; metres.
 MARGIN = 1.5

@@ -9,14 +9,14 @@ import pydantic
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.tables import Amount, Few, Positive, Share, SpaceTable
-from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AllPairs
-from swarm.policy import AbstractPolicy
-from swarm.scenario import AbstractRules, rows_of
-from swarm.space import Open
-from swarm.tables import Population, ScenarioConfig, Table
-from swarm.types import Action, Observation, Outcome, World
-from swarm.vectors import norm
+from swarm.core.tables import Population, ScenarioConfig, Table
+from swarm.geometry.space import Open
+from swarm.geometry.vectors import norm
+from swarm.neighbors.questions import AllPairs
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.types import Action, Observation, Outcome, World
 
 # Beyond so many margins the contact force is 0 in single precision.
 REACH = 100.0

@@ -6,9 +6,9 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from scenarios.spread import Spread
-from swarm.policy import AbstractPolicy
-from swarm.types import Action, Observation, World
-from swarm.vectors import norm
+from swarm.geometry.vectors import norm
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.types import Action, Observation, World
 
 
 class Cover(AbstractPolicy):

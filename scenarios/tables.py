@@ -4,10 +4,10 @@ from typing import Annotated
 
 import pydantic
 
+from swarm.core.errors import ConfigError
+from swarm.core.tables import Population, Table, validate
 from swarm.dynamics import Airframe, load_airframe
 from swarm.dynamics.drones import Model
-from swarm.errors import ConfigError
-from swarm.tables import Population, Table, validate
 
 # Limits are far beyond what is of use, and keep single precision and memory from being exceeded by a slip.
 Positive = pydantic.Field(gt=1e-9, le=1e9)
@@ -149,7 +149,7 @@ class AvoidanceTable(Table):
 
 
 class EnergyTable(Table):
-    """Table `energy`; what the airframe does not say of its power (`swarm.energy.PowerTable`), and the battery.
+    """Table `energy`: what the airframe does not say of its power (`swarm.dynamics.energy.PowerTable`); the battery.
 
     Attributes:
         solidity: share of the disc that is blade.

@@ -9,19 +9,19 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios import flocking_order as order
 from scenarios.vasarhelyi_config import VasarhelyiConfig, grid_side
-from swarm.comms import Letters, Loss, Mail, NearestRadio
+from swarm.comms.radios import Letters, Loss, Mail, NearestRadio
+from swarm.core.rounding import rounded
 from swarm.dynamics import Motion, VelocityLag
-from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AbstractNeighborSearch
-from swarm.obstacles import Balls, collide
-from swarm.policy import AbstractPolicy
-from swarm.rounding import rounded
-from swarm.scenario import AbstractRules, rows_of
-from swarm.search import neighbor_search
-from swarm.sensors import Sensor, Track, gps
-from swarm.space import Open
-from swarm.types import Action, Observation, Outcome, World
-from swarm.vectors import clipped, norm, unit
+from swarm.geometry.obstacles import Balls, collide
+from swarm.geometry.space import Open
+from swarm.geometry.vectors import clipped, norm, unit
+from swarm.neighbors.questions import AbstractNeighborSearch
+from swarm.neighbors.search import neighbor_search
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.sensing.instruments import Sensor, Track, gps
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.types import Action, Observation, Outcome, World
 
 N_OWN, N_FEATURES = 7, 5
 

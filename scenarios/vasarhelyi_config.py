@@ -5,8 +5,8 @@ import math
 import pydantic
 
 from scenarios.tables import Amount, BoxTable, Few, Positive, Share, Weight
-from swarm.search import SearchTable
-from swarm.tables import Population, ScenarioConfig, Table
+from swarm.core.tables import Population, ScenarioConfig, Table
+from swarm.neighbors.search import SearchTable
 
 
 class WorldTable(BoxTable):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from scenarios.vasarhelyi import Vasarhelyi
-from swarm.policy import AbstractPolicy
-from swarm.rounding import root, rounded
-from swarm.types import Action, Observation, World
-from swarm.vectors import clipped, norm
+from swarm.core.rounding import root, rounded
+from swarm.geometry.vectors import clipped, norm
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.types import Action, Observation, World
 
 
 def braking_curve(

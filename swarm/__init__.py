@@ -7,19 +7,19 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from swarm.version import __version__ as __version__
+from swarm.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from swarm.build import make
-    from swarm.config import load
-    from swarm.entities import Entities, Spawn
-    from swarm.errors import ConfigError, RunError, SwarmError
-    from swarm.hierarchy import Hierarchy
-    from swarm.policy import AbstractPolicy
-    from swarm.random_policy import RandomPolicy
-    from swarm.scenario import AbstractRules
-    from swarm.simulator import Simulator
-    from swarm.types import Observation, Outcome, TimeStep, World
+    from swarm.build.scenario_files import load
+    from swarm.build.simulators import make
+    from swarm.core.errors import ConfigError, RunError, SwarmError
+    from swarm.population.entities import Entities, Spawn
+    from swarm.population.hierarchy import Hierarchy
+    from swarm.simulation.policy import AbstractPolicy
+    from swarm.simulation.random_policy import RandomPolicy
+    from swarm.simulation.rules import AbstractRules
+    from swarm.simulation.simulator import Simulator
+    from swarm.simulation.types import Observation, Outcome, TimeStep, World
 
 # `python -m swarm.simulate` is about to run, and Python has put the working folder first: modules there (`random.py`,
 # `scenarios`) would hide those that we need. They are found all the same, after them.
@@ -28,22 +28,22 @@ if sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").partition(".")[0] == "
 
 
 _HOME = {
-    "load": "config",
-    "make": "build",
-    "Entities": "entities",
-    "Hierarchy": "hierarchy",
-    "ConfigError": "errors",
-    "RunError": "errors",
-    "SwarmError": "errors",
-    "AbstractPolicy": "policy",
-    "AbstractRules": "scenario",
-    "Observation": "types",
-    "Outcome": "types",
-    "RandomPolicy": "random_policy",
-    "Spawn": "entities",
-    "TimeStep": "types",
-    "World": "types",
-    "Simulator": "simulator",
+    "load": "build.scenario_files",
+    "make": "build.simulators",
+    "Entities": "population.entities",
+    "Hierarchy": "population.hierarchy",
+    "ConfigError": "core.errors",
+    "RunError": "core.errors",
+    "SwarmError": "core.errors",
+    "AbstractPolicy": "simulation.policy",
+    "AbstractRules": "simulation.rules",
+    "Observation": "simulation.types",
+    "Outcome": "simulation.types",
+    "RandomPolicy": "simulation.random_policy",
+    "Spawn": "population.entities",
+    "TimeStep": "simulation.types",
+    "World": "simulation.types",
+    "Simulator": "simulation.simulator",
 }
 
 __all__ = [

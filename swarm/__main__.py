@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from swarm.commands import Formatter, run
+from swarm.commands.parsing import Formatter, run
 
 COMMANDS = (
     ("swarm.train", "train a policy on a scenario; makes a run folder"),
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from swarm.config import about, scenario_names
+    from swarm.build.scenario_files import about, scenario_names
 
     print("Commands (each has --help):")
     for name, purpose in COMMANDS:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarm.commands import (
+from swarm.commands.parsing import (
     OVERRIDES_HELP,
     Formatter,
     add_trust,
@@ -15,8 +15,8 @@ from swarm.commands import (
     positive,
     run,
 )
-from swarm.errors import ConfigError
-from swarm.outputs import PICTURES, check_output
+from swarm.core.errors import ConfigError
+from swarm.core.outputs import PICTURES, check_output
 
 if TYPE_CHECKING:
     from training.runs import RunFolder
@@ -79,10 +79,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_one(arguments: argparse.Namespace, folder: "RunFolder", words: Sequence[str]) -> None:
-    from swarm.build import make
-    from swarm.config import load
-    from swarm.memory import check_memory
-    from swarm.toml import parse_overrides
+    from swarm.build.scenario_files import load
+    from swarm.build.simulators import make
+    from swarm.core.memory import check_memory
+    from swarm.core.toml import parse_overrides
     from training.build import build_teams
     from training.config import load_training
     from training.evaluation import AT_ONCE
@@ -130,8 +130,8 @@ def _stem(arguments: argparse.Namespace) -> str:
 
 
 def _render(simulator: Any, policy: Any, seed: int, target: Path) -> None:
-    from swarm.episode import play
-    from swarm.render import render
+    from swarm.play.episodes import play
+    from swarm.play.pictures import render
     from training.evaluation import episode_keys
 
     n_steps = int(simulator.max_steps)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarm import strict_json
-from swarm.commands import Formatter, add_trust, import_training, run
-from swarm.errors import ConfigError, SwarmError, nearest
-from swarm.outputs import check_output
+from swarm.commands.parsing import Formatter, add_trust, import_training, run
+from swarm.core import strict_json
+from swarm.core.errors import ConfigError, SwarmError, nearest
+from swarm.core.outputs import check_output
 
 if TYPE_CHECKING:
     from training.runs import RunFolder

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swarm.commands import (
+from swarm.commands.parsing import (
     OVERRIDES_HELP,
     Formatter,
     add_trust,
@@ -20,8 +20,8 @@ from swarm.commands import (
     positive,
     run,
 )
-from swarm.errors import ConfigError, nearest
-from swarm.outputs import PICTURES, RECORDINGS, check_output
+from swarm.core.errors import ConfigError, nearest
+from swarm.core.outputs import PICTURES, RECORDINGS, check_output
 
 EXAMPLES = """examples:
   python -m swarm.simulate outpost --render outpost.mp4
@@ -66,9 +66,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if arguments.record:
         check_output(arguments.record, option="--record", formats=RECORDINGS, new=True)
 
-    from swarm.interrupts import stop_requested
-    from swarm.render import Renderer
-    from swarm.telemetry import Recorder
+    from swarm.core.interrupts import stop_requested
+    from swarm.play.pictures import Renderer
+    from swarm.play.telemetry import Recorder
 
     episode = _replayed(arguments) if arguments.replay else _played(arguments)
     tally = Tally(episode.n_worlds)
@@ -105,9 +105,9 @@ class _Episode(NamedTuple):
 
 
 def _played(arguments: argparse.Namespace) -> _Episode:
-    from swarm.build import make
-    from swarm.config import load
-    from swarm.toml import parse_overrides
+    from swarm.build.scenario_files import load
+    from swarm.build.simulators import make
+    from swarm.core.toml import parse_overrides
 
     if not arguments.scenario:
         raise ConfigError("which scenario? name one (python -m swarm lists them), or a recording to --replay")
@@ -117,7 +117,7 @@ def _played(arguments: argparse.Namespace) -> _Episode:
 
     import jax
 
-    from swarm.episode import play
+    from swarm.play.episodes import play
 
     n_steps = min(arguments.steps or int(simulator.max_steps), int(simulator.max_steps))
     about = {"seed": arguments.seed, "policy": arguments.policy}
@@ -128,7 +128,7 @@ def _played(arguments: argparse.Namespace) -> _Episode:
 
 
 def _replayed(arguments: argparse.Namespace) -> _Episode:
-    from swarm.telemetry.replay import Recording
+    from swarm.play.telemetry.replay import Recording
 
     if arguments.scenario:
         raise ConfigError(f"--replay {arguments.replay}: says all itself; leave out {arguments.scenario}")
@@ -165,7 +165,7 @@ class Tally:
 
     def print(self) -> None:
         """Print steps, metrics (means over the worlds) and warnings."""
-        from swarm.status import explain
+        from swarm.core.status import explain
 
         seconds = time.perf_counter() - self._start
         of_worlds = f" of {self._n_worlds} worlds, means" if self._n_worlds > 1 else ""
@@ -180,7 +180,7 @@ class Tally:
 
 
 def _policy(name: str, scenario: Any, simulator: Any) -> Any:
-    from swarm.random_policy import RandomPolicy
+    from swarm.simulation.random_policy import RandomPolicy
 
     if name == "scripted":
         return simulator.rules.scripted_policy()

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from swarm.commands import (
+from swarm.commands.parsing import (
     OVERRIDES_HELP,
     SEEDS,
     Formatter,
@@ -20,10 +20,10 @@ from swarm.commands import (
     positive,
     run,
 )
-from swarm.errors import ConfigError, RunError, SwarmError
+from swarm.core.errors import ConfigError, RunError, SwarmError
 
 if TYPE_CHECKING:
-    from swarm.config import Scenario
+    from swarm.build.scenario_files import Scenario
     from training.loop import Run
     from training.runs import RunFolder
 
@@ -154,8 +154,8 @@ def _runs(arguments: argparse.Namespace, stack: ExitStack) -> "list[list[Run]]":
 
 def _fresh(arguments: argparse.Namespace) -> _Plan:
     """New runs of a scenario."""
-    from swarm.config import load
-    from swarm.toml import parse_overrides
+    from swarm.build.scenario_files import load
+    from swarm.core.toml import parse_overrides
 
     if not arguments.scenario:
         raise ConfigError("name a scenario, like outpost, or a run with --resume; python -m swarm lists scenarios")
@@ -170,7 +170,7 @@ def _fresh(arguments: argparse.Namespace) -> _Plan:
 
 def _resumed(arguments: argparse.Namespace) -> list[_Plan]:
     """Runs to go on with, each by its own settings and the overrides; those of the same settings together."""
-    from swarm.toml import parse_overrides
+    from swarm.core.toml import parse_overrides
     from training.runs import RunFolder, settings
 
     # Overrides may follow the runs to resume.
@@ -263,9 +263,9 @@ def _warm_start(runs: "Sequence[Run]", source: str) -> None:
 def _finish(run: "Run", n_episodes: int) -> None:
     """Evaluate, draw the curve, render a video, and say where they are."""
     from swarm.adapters.host import HostRules
-    from swarm.episode import play
     from swarm.evaluate import compare, name_of, played, print_comparison
-    from swarm.render import render
+    from swarm.play.episodes import play
+    from swarm.play.pictures import render
     from training.evaluation import episode_keys
     from training.failures import kept
     from training.processes import local

@@ -49,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 @pytest.fixture(autouse=True, scope="session")
 def own_rules():
     """Run folders and recordings may name the rules of these tests, as if the user had named them."""
-    from swarm import resolve
+    from swarm.core import resolve
 
     for text in ("rivals:Rivals", "colony:Colony"):
         resolve.name(text)

@@ -15,14 +15,14 @@ import scenarios
 import swarm
 import training
 from scenarios.flocking import Fields
-from swarm.entities import Entities, Spawn, spawn
-from swarm.hierarchy import reduce_groups
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.population.hierarchy import reduce_groups
 from training.losses import generalised_advantage
 
 pytestmark = pytest.mark.optimised
 
 # The command line stands above all packages: it may use any. `commands` holds what the commands share.
-COMMANDS = {"__main__", "commands", "evaluate", "plot", "simulate", "train"}
+COMMANDS = {"__main__", "parsing", "evaluate", "plot", "simulate", "train"}
 
 
 def modules(package):
@@ -46,7 +46,7 @@ ENGINE = [path for path in modules(swarm) if path.stem not in COMMANDS]
 
 def test_the_walk_finds_modules_and_their_imports():
     # Otherwise the tests below would pass on nothing.
-    assert {"entities", "simulator", "config"} <= {path.stem for path in ENGINE}
+    assert {"entities", "simulator", "tables"} <= {path.stem for path in ENGINE}
     assert {"swarm", "jax", "equinox"} <= imported(Path(scenarios.__file__).parent / "outpost.py")
     assert "swarm" in imported(Path(training.__file__).parent / "credit.py")
 
@@ -70,7 +70,7 @@ def test_training_knows_no_scenario(path):
     "statement",
     [
         "import swarm",
-        "import swarm.config",
+        "import swarm.build.scenario_files",
         "import swarm.__main__",
         "import training.config",
         "import swarm.adapters.workers",

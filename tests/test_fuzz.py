@@ -22,7 +22,7 @@ import tomli_w
 
 import scenarios
 from swarm import ConfigError, load, make
-from swarm.config import scenario_names
+from swarm.build.scenario_files import scenario_names
 from training.build import build_learner
 from training.config import load_training, recipe_names
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from swarm import make
-from swarm.config import load, scenario_names
+from swarm.build.scenario_files import load, scenario_names
 from training.build import build_learner
 from training.config import load_training, recipe_names
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Int, PyTree
 
 from swarm.adapters.environments import HostError
 from swarm.adapters.host import HostRules
-from swarm.errors import RunError, SwarmError, brief
+from swarm.core.errors import RunError, SwarmError, brief
 from training.host import HostCollector
 from training.impala import IMPALA
 from training.learner import AbstractLearner, Learned, put, rollout_key, run_key

@@ -8,13 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from swarm.adapters.host import HostRules
-from swarm.build import grouping_of, make
-from swarm.commands import is_run
-from swarm.config import Scenario
-from swarm.errors import ConfigError
-from swarm.memory import check_bytes, n_bytes
-from swarm.policy import AbstractPolicy
-from swarm.simulator import Simulator
+from swarm.build.scenario_files import Scenario
+from swarm.build.simulators import grouping_of, make
+from swarm.commands.parsing import is_run
+from swarm.core.errors import ConfigError
+from swarm.core.memory import check_bytes, n_bytes
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.simulator import Simulator
 from training.asynchronous import Alternating, Asynchronous
 from training.config import TrainingConfig
 from training.credit import group_by

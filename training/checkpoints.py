@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from swarm.errors import RunError
+from swarm.core.errors import RunError
 from training.checksums import checksums
 from training.processes import agreed, first_line
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from swarm.config import Scenario, merged, read_text
-from swarm.errors import ConfigError, nearest
-from swarm.tables import Table, validate
-from swarm.toml import parse_toml
-from swarm.values import LARGEST_WHOLE, shown
+from swarm.build.scenario_files import Scenario, merged, read_text
+from swarm.core.errors import ConfigError, nearest
+from swarm.core.tables import Table, validate
+from swarm.core.toml import parse_toml
+from swarm.core.values import LARGEST_WHOLE, shown
 
 Scope = Literal["group", "global"]
 Share = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from swarm.errors import RunError
+from swarm.core.errors import RunError
 
 FILES, FROZEN = "files", "frozen"
 # Of another run only its networks are needed: neither its optimiser nor its worlds.
@@ -18,8 +18,8 @@ _ELSEWHERE = ("options",)  # keyword arguments of environments that are not ours
 def contained(table: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Copy the files and runs that a table of settings names into a folder, and name them as they are there.
 
-    Paths in a run's config are relative to its folder (`swarm.config`). Files are recipes and airframes; of runs, which
-    act for a team or teach, the last networks are copied.
+    Paths in a run's config are relative to its folder (`swarm.build.scenario_files`). Files are recipes and airframes;
+    of runs, which act for a team or teach, the last networks are copied.
 
     Raises:
         RunError: they cannot be copied.

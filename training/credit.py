@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.errors import ConfigError, nearest
-from swarm.grouping import RULES, AbstractGrouping, EachNode, Nodes
-from swarm.hierarchy import broadcast_groups, reduce_groups
-from swarm.types import World
+from swarm.core.errors import ConfigError, nearest
+from swarm.population.grouping import RULES, AbstractGrouping, EachNode, Nodes
+from swarm.population.hierarchy import broadcast_groups, reduce_groups
+from swarm.simulation.types import World
 from training.config import CreditTable
 from training.losses import generalised_advantage, vtrace
 from training.sides import Sides, greatest, separate, team_totals

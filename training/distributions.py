@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from swarm.policy import best
-from swarm.scenario import AbstractRules
+from swarm.simulation.policy import best
+from swarm.simulation.rules import AbstractRules
 
 Raw = Int[Array, "*b n"] | Int[Array, "*b n f"] | Float[Array, "*b n a"]
 

@@ -10,11 +10,11 @@ import scipy.stats
 from jaxtyping import Array, Float, Key, PyTree
 
 from swarm.adapters.host import HostRules
-from swarm.hierarchy import reduce_groups
-from swarm.policy import AbstractPolicy
-from swarm.scenario import AbstractRules
-from swarm.simulator import Simulator
-from swarm.types import TimeStep, World
+from swarm.population.hierarchy import reduce_groups
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules
+from swarm.simulation.simulator import Simulator
+from swarm.simulation.types import TimeStep, World
 from training.policy import TeamPolicy
 from training.returns import by_team_and_kind, named, named_by_level
 

@@ -7,7 +7,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
-from swarm.errors import RunError
+from swarm.core.errors import RunError
 
 # Made by protobuf as the module is imported.
 Event, SessionLog = (getattr(event_pb2, name) for name in ("Event", "SessionLog"))

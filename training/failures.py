@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterator
 
 from swarm.adapters.environments import HostError
-from swarm.errors import RunError, SwarmError
+from swarm.core.errors import RunError, SwarmError
 from training.runs import RunFolder
 
 FILE = "error.txt"

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from swarm.adapters.host import HostRules, advance, begin
 from swarm.adapters.workers import Steps, Workers
-from swarm.types import TimeStep, World
+from swarm.simulation.types import TimeStep, World
 from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
 from training.networks import Memory
 from training.normalise import ValueScale

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from swarm.adapters.host import HostRules, advance, begin
 from swarm.adapters.workers import Steps, Workers
-from swarm.policy import AbstractPolicy
-from swarm.simulator import Simulator
-from swarm.types import Action, Observation, World
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.simulator import Simulator
+from swarm.simulation.types import Action, Observation, World
 from training.evaluation import Tally
 from training.host import entropy_of, select
 

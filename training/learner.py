@@ -10,9 +10,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from swarm.policy import AbstractPolicy
-from swarm.simulator import Simulator
-from swarm.types import Observation
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.simulator import Simulator
+from swarm.simulation.types import Observation
 from training.config import TrainingConfig
 from training.credit import (
     GroupBy,

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from swarm.adapters.environments import HostError
-from swarm.errors import RunError
-from swarm.interrupts import stop_requested
-from swarm.status import explain
+from swarm.core.errors import RunError
+from swarm.core.interrupts import stop_requested
+from swarm.core.status import explain
 from training.asynchronous import ActorError, Alternating, Asynchronous
 from training.checkpoints import Checkpoints, DamagedError
 from training.evaluation import VALIDATION, evaluate, mean_where_defined, plain

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from swarm import strict_json
-from swarm.errors import RunError
+from swarm.core import strict_json
+from swarm.core.errors import RunError
 from training.evaluation import defined
 from training.runs import EVALUATIONS, RunFolder
 

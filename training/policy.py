@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
-from swarm.policy import AbstractPolicy
-from swarm.scenario import AbstractRules
-from swarm.types import Action, Observation, World
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules
+from swarm.simulation.types import Action, Observation, World
 from training.distributions import AbstractDistribution, distribution_of
 from training.networks import Memory, Minds
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from swarm.errors import ConfigError, SwarmError
+from swarm.core.errors import ConfigError, SwarmError
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from swarm import strict_json
-from swarm.errors import RunError
+from swarm.core import strict_json
+from swarm.core.errors import RunError
 
 _LARGEST = 2**63
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from swarm.errors import RunError
-from swarm.simulator import Simulator
+from swarm.core.errors import RunError
+from swarm.simulation.simulator import Simulator
 from training.checkpoints import Checkpoints, DamagedError
 from training.config import TrainingConfig, load_training
 from training.credit import GroupBy

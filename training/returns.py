@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from swarm.entities import Entities
-from swarm.hierarchy import reduce_groups
-from swarm.scenario import AbstractRules
+from swarm.population.entities import Entities
+from swarm.population.hierarchy import reduce_groups
+from swarm.simulation.rules import AbstractRules
 
 
 def by_team_and_kind(

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from swarm.entities import Entities
-from swarm.policy import AbstractPolicy
-from swarm.restart import chunk_size, for_each_marked, rows, with_rows
-from swarm.simulator import Simulator
-from swarm.status import Status
-from swarm.types import Observation, TimeStep, World
+from swarm.core.status import Status
+from swarm.population.entities import Entities
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.restart import chunk_size, for_each_marked, rows, with_rows
+from swarm.simulation.simulator import Simulator
+from swarm.simulation.types import Observation, TimeStep, World
 from training.credit import GroupBy, Membership, People
 from training.distributions import AbstractDistribution, Raw
 from training.networks import Memory, Minds

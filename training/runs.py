@@ -16,13 +16,13 @@ import filelock
 import jax
 import tomli_w
 
-from swarm import strict_json
-from swarm.commands import SEEDS
-from swarm.config import Scenario, load, read_text
-from swarm.errors import RunError
-from swarm.resolve import is_trusted
-from swarm.toml import parse_toml
-from swarm.version import __version__
+from swarm.build.scenario_files import Scenario, load, read_text
+from swarm.commands.parsing import SEEDS
+from swarm.core import strict_json
+from swarm.core.errors import RunError
+from swarm.core.resolve import is_trusted
+from swarm.core.toml import parse_toml
+from swarm.core.version import __version__
 from training.checkpoints import Checkpoints, _named_arrays
 from training.config import TrainingConfig, load_training
 from training.contained import FILES, FROZEN, contained, free

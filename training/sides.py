@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.hierarchy import broadcast_groups, reduce_groups
+from swarm.population.hierarchy import broadcast_groups, reduce_groups
 
 
 class Sides(eqx.Module):

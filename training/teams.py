@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from swarm.errors import ConfigError
-from swarm.policy import AbstractPolicy
-from swarm.random_policy import RandomPolicy
-from swarm.scenario import AbstractRules
+from swarm.core.errors import ConfigError
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.random_policy import RandomPolicy
+from swarm.simulation.rules import AbstractRules
 from training.networks import Minds
 from training.policy import NetworkPolicy, TeamPolicy
 

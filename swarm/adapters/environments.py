@@ -13,8 +13,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from swarm import resolve
-from swarm.errors import ConfigError, SwarmError, brief
+from swarm.core import resolve
+from swarm.core.errors import ConfigError, SwarmError, brief
 
 EXPECTED = '"gymnasium:ID", "pettingzoo:ID or MODULE" or "module:function"'
 # Whose functions make environments, though they say not what they return.

@@ -12,15 +12,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from swarm.adapters.environments import make_environment
 from swarm.adapters.layout import Layout
 from swarm.adapters.workers import Steps, Task, refuse_inside
-from swarm.entities import Entities
-from swarm.errors import ConfigError
-from swarm.hierarchy import form, regroup
-from swarm.policy import AbstractPolicy
-from swarm.random_policy import RandomPolicy
-from swarm.scenario import AbstractRules
-from swarm.simulator import Simulator, judged, visible_status
-from swarm.tables import ScenarioConfig, Table
-from swarm.types import Action, Observation, Outcome, TimeStep, World
+from swarm.core.errors import ConfigError
+from swarm.core.tables import ScenarioConfig, Table
+from swarm.population.entities import Entities
+from swarm.population.hierarchy import form, regroup
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.random_policy import RandomPolicy
+from swarm.simulation.rules import AbstractRules
+from swarm.simulation.simulator import Simulator, judged, visible_status
+from swarm.simulation.types import Action, Observation, Outcome, TimeStep, World
 
 # Rules of groups that look at places, which agents of a host environment have not.
 _BY_PLACE = ("nearest", "quadrant", "kmeans", "components")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swarm.adapters.environments import HostError
-from swarm.errors import ConfigError
+from swarm.core.errors import ConfigError
 
 OBSERVATIONS = "Box of one dimension, or Discrete; alone, or with action_mask as Dict(observation, action_mask)"
 ACTIONS = "Discrete, MultiDiscrete of one dimension, or Box of one dimension with finite bounds"

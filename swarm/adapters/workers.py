@@ -22,7 +22,7 @@ import numpy as np
 
 from swarm.adapters.environments import HostError, make_environment
 from swarm.adapters.layout import Converter, Layout, stack
-from swarm.errors import SwarmError, brief
+from swarm.core.errors import SwarmError, brief
 
 # Seconds between two looks at whether somebody has asked to stop.
 _GLANCE = 0.2

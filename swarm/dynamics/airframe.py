@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from swarm.errors import ConfigError, nearest
-from swarm.files import read_bytes
-from swarm.tables import Table, validate
-from swarm.toml import parse_toml
-from swarm.values import shown
+from swarm.core.errors import ConfigError, nearest
+from swarm.core.files import read_bytes
+from swarm.core.tables import Table, validate
+from swarm.core.toml import parse_toml
+from swarm.core.values import shown
 
 Positive = Annotated[float, pydantic.Field(gt=0.0)]
 Amount = Annotated[float, pydantic.Field(ge=0.0)]

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.angles import nearest_turn, wrapped
+from swarm.core.errors import ConfigError
+from swarm.core.rounding import rounded
 from swarm.dynamics import quaternion
 from swarm.dynamics.flight import AbstractAttitudeFlight, Air, Forces, Plant, ground_share, pull_of
 from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quaternion import Components, components, joined
-from swarm.entities import Entities
-from swarm.errors import ConfigError
-from swarm.rounding import rounded
+from swarm.geometry.angles import nearest_turn, wrapped
+from swarm.population.entities import Entities
 
 # Larger of a commanded and the held yaw, up to which the identified gain holds; radians.
 _KNEE = 0.9

@@ -9,17 +9,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.angles import OPPOSITE, wrapped
+from swarm.core.rounding import kept, root, rounded
 from swarm.dynamics import quaternion
 from swarm.dynamics.attitude import beyond
 from swarm.dynamics.flight import AbstractAttitudeFlight, AbstractFlight, Air, Plant, repeated
 from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quadrotor import Law, Quadrotor
 from swarm.dynamics.quaternion import Components, components, cross, inner, joined, plane
-from swarm.entities import Entities
-from swarm.rounding import kept, root, rounded
-from swarm.space import square_length
-from swarm.vectors import clipped, norm
+from swarm.geometry.angles import OPPOSITE, wrapped
+from swarm.geometry.space import square_length
+from swarm.geometry.vectors import clipped, norm
+from swarm.population.entities import Entities
 
 
 class AbstractLayer(AbstractFlight):

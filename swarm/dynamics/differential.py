@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from swarm.angles import wrapped
+from swarm.core.errors import ConfigError
 from swarm.dynamics.motion import AbstractDynamics, Motion, outside
-from swarm.entities import Entities
-from swarm.errors import ConfigError
+from swarm.geometry.angles import wrapped
+from swarm.population.entities import Entities
 
 
 class Differential(AbstractDynamics):

@@ -11,14 +11,14 @@ import pydantic
 import scipy.linalg
 from jaxtyping import Array, Float
 
+from swarm.core.errors import ConfigError
+from swarm.core.tables import Table, validate
 from swarm.dynamics.airframe import Airframe, AttitudeTable, load_airframes
 from swarm.dynamics.attitude import AbstractResponse, AttitudeFlight, FirstOrder, SecondOrder
 from swarm.dynamics.control import AttitudeHold, PositionHold, VelocityHold
 from swarm.dynamics.flight import AbstractFlight
 from swarm.dynamics.ground import Grounded, GroundTable
 from swarm.dynamics.quadrotor import RADIANS_PER_RPM, Quadrotor, Rotors
-from swarm.errors import ConfigError
-from swarm.tables import Table, validate
 
 # At sea level (ICAO standard atmosphere), kilograms per cubic metre.
 AIR_DENSITY = 1.225

@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from swarm.core.rounding import rounded
+from swarm.core.status import Status
 from swarm.dynamics import quaternion
 from swarm.dynamics.motion import AbstractDynamics, Motion
 from swarm.dynamics.quaternion import Components, components
-from swarm.rounding import rounded
-from swarm.space import length
-from swarm.status import Status
+from swarm.geometry.space import length
 
 T = TypeVar("T")
 
 
 class Air(eqx.Module):
-    """What pushes `n` entities from outside, held for a step (`swarm.disturbance` makes it).
+    """What pushes `n` entities from outside, held for a step (`swarm.dynamics.air` makes it).
 
     Attributes:
         wind: velocity of the air where the entity is, metres per second.

@@ -3,13 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from swarm.core.rounding import rounded
+from swarm.core.tables import Table
 from swarm.dynamics.airframe import Amount, Positive, Share
 from swarm.dynamics.flight import AbstractFlight, Air, Plant
 from swarm.dynamics.motion import Motion
-from swarm.entities import Entities
-from swarm.rounding import rounded
-from swarm.tables import Table
-from swarm.vectors import norm
+from swarm.geometry.vectors import norm
+from swarm.population.entities import Entities
 
 
 class GroundTable(Table):

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from swarm.core.rounding import rounded
 from swarm.dynamics.motion import AbstractDynamics, Motion, outside
-from swarm.entities import Entities
-from swarm.rounding import rounded
-from swarm.vectors import clipped, norm
+from swarm.geometry.vectors import clipped, norm
+from swarm.population.entities import Entities
 
 
 class VelocityLag(AbstractDynamics):

@@ -15,7 +15,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from swarm.entities import Entities
+from swarm.population.entities import Entities
 
 
 class Motion(eqx.Module):

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from swarm.core.errors import ConfigError
+from swarm.core.rounding import kept, rounded
 from swarm.dynamics import quaternion
 from swarm.dynamics.flight import AbstractFlight, Air, Forces, Plant, ground_share, pull_of, repeated
 from swarm.dynamics.motion import Motion, outside
 from swarm.dynamics.quaternion import Components, components, inner, joined, plane
-from swarm.entities import Entities
-from swarm.errors import ConfigError
-from swarm.rounding import kept, rounded
+from swarm.population.entities import Entities
 
 RADIANS_PER_RPM = 2 * jnp.pi / 60
 

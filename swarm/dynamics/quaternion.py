@@ -1,7 +1,7 @@
 """Unit quaternions (x, y, z, w) that turn vectors of the body (forward, left, up) into vectors of the world.
 
 Everything here works on components, tuples of arrays of one shape: loops over many entities then run over contiguous
-numbers, and each product is rounded before it is added (`swarm.space.rounded`), so that alone and in a batch the bits
+numbers, and each product is rounded before it is added (`swarm.core.rounding`), so that alone and in a batch the bits
 are the same.
 """
 
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from swarm.rounding import root, rounded
-from swarm.space import square_length
+from swarm.core.rounding import root, rounded
+from swarm.geometry.space import square_length
 
 Components = tuple[Array, ...]
 

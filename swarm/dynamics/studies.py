@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
-from swarm.angles import wrapped
 from swarm.dynamics import quaternion
 from swarm.dynamics.differential import Differential
 from swarm.dynamics.flight import Air
 from swarm.dynamics.motion import Motion
 from swarm.dynamics.quadrotor import Quadrotor, Turning
 from swarm.dynamics.quaternion import components, joined
+from swarm.geometry.angles import wrapped
 
 Field = Callable[[Any, Motion], Motion]
 

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.angles import wrapped
 from swarm.dynamics.motion import AbstractDynamics, Motion, outside
-from swarm.entities import Entities
+from swarm.geometry.angles import wrapped
+from swarm.population.entities import Entities
 
 
 class Unicycle(AbstractDynamics):

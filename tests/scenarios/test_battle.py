@@ -12,9 +12,9 @@ from scenarios.battle import HEALTH, N_MOVES, N_SEEN, WAIT
 from scenarios.battle_layout import ARCHER, CAVALRY, INFANTRY
 from scenarios.battle_policies import FocusFire, attack_or
 from swarm import RandomPolicy, make
-from swarm.config import load
-from swarm.errors import ConfigError
-from swarm.policy import AbstractPolicy
+from swarm.build.scenario_files import load
+from swarm.core.errors import ConfigError
+from swarm.simulation.policy import AbstractPolicy
 
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))

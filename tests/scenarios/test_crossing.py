@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from swarm import make
-from swarm.errors import ConfigError
-from swarm.policy import AbstractPolicy
+from swarm.core.errors import ConfigError
+from swarm.simulation.policy import AbstractPolicy
 
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from scenarios.delivery import N_OF_PARCEL, N_OWN
 from scenarios.delivery_auction import assign
 from swarm import make
-from swarm.errors import ConfigError
+from swarm.core.errors import ConfigError
 
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))

@@ -11,9 +11,9 @@ from scipy.sparse.csgraph import connected_components
 
 from scenarios import flocking_order as order
 from swarm import ConfigError, RandomPolicy, make
-from swarm.neighbors import AllPairs
-from swarm.space import Periodic
-from swarm.status import Status
+from swarm.core.status import Status
+from swarm.geometry.space import Periodic
+from swarm.neighbors.questions import AllPairs
 
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))

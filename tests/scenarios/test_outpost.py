@@ -34,7 +34,7 @@ from scenarios.outpost_board import (
 )
 from scenarios.outpost_moves import _goes_first
 from swarm import RandomPolicy, load, make
-from swarm.entities import Entities
+from swarm.population.entities import Entities
 
 OVERRIDES = {
     "world.size": [14, 14],

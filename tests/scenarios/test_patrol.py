@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from swarm import RandomPolicy, make
-from swarm.errors import ConfigError
+from swarm.core.errors import ConfigError
 
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool
 
 from scenarios.pursuit import HUNTER, PREY, SCOUT
 from swarm import RandomPolicy, make
-from swarm.errors import ConfigError
-from swarm.policy import AbstractPolicy
+from swarm.core.errors import ConfigError
+from swarm.simulation.policy import AbstractPolicy
 
 SMALL = {"world.size": [24.0, 24.0], "world.obstacles": 5, "world.obstacle_radius": [1.0, 2.0], "world.raster": [6, 6]}
 # Prey that one hunter takes, so that there are catches enough.

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from swarm import RandomPolicy, load, make
-from swarm.config import scenario_names
-from swarm.episode import play
-from swarm.status import Status
+from swarm.build.scenario_files import scenario_names
+from swarm.core.status import Status
+from swarm.play.episodes import play
 
 NAMES = scenario_names()
 

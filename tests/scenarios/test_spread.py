@@ -8,8 +8,8 @@ import pytest
 
 from scenarios.spread_scripted import Cover
 from swarm import RandomPolicy, make
-from swarm.errors import ConfigError
-from swarm.policy import AbstractPolicy
+from swarm.core.errors import ConfigError
+from swarm.simulation.policy import AbstractPolicy
 
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))

@@ -9,9 +9,9 @@ import pytest
 from scenarios import flocking_order as order
 from scenarios.vasarhelyi_policy import braking_curve
 from swarm import make
-from swarm.errors import ConfigError
-from swarm.neighbors import AllPairs
-from swarm.space import Open
+from swarm.core.errors import ConfigError
+from swarm.geometry.space import Open
+from swarm.neighbors.questions import AllPairs
 
 FEW = {
     "world.size": [150.0, 150.0],

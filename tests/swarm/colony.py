@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from swarm.entities import Entities, Spawn, spawn
-from swarm.neighbors import AllPairs
-from swarm.policy import AbstractPolicy
-from swarm.scenario import AbstractRules
-from swarm.space import Open
-from swarm.status import Status
-from swarm.tables import Population, ScenarioConfig, Table
-from swarm.types import Observation, Outcome, World
+from swarm.core.status import Status
+from swarm.core.tables import Population, ScenarioConfig, Table
+from swarm.geometry.space import Open
+from swarm.neighbors.questions import AllPairs
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.rules import AbstractRules
+from swarm.simulation.types import Observation, Outcome, World
 
 QUEEN, WORKER = range(2)
 N_TEAMS = 2

@@ -19,8 +19,8 @@ from swarm.adapters.environments import HostError, make_environment
 from swarm.adapters.host import advance, begin
 from swarm.adapters.layout import Converter, Layout
 from swarm.adapters.workers import HostWorld, Stopped, Task, Workers
-from swarm.config import load
-from swarm.errors import ConfigError
+from swarm.build.scenario_files import load
+from swarm.core.errors import ConfigError
 
 
 def task(name, processes=1, max_steps=10_000, patience=30.0, **options):

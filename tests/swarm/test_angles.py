@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.angles import OPPOSITE, nearest_turn, wrapped
 from swarm.dynamics import drone_dynamics, quaternion
 from swarm.dynamics.control import _off
 from swarm.dynamics.quaternion import components
-from swarm.entities import Entities
+from swarm.geometry.angles import OPPOSITE, nearest_turn, wrapped
+from swarm.population.entities import Entities
 
 STEP, SECONDS = 0.02, 6.0
 FULL = 2 * np.pi

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from swarm.avoidance import HalfSpaces, avoid, reciprocal, walls
-from swarm.neighbors import AllPairs
-from swarm.space import Open
+from swarm.dynamics.avoidance import HalfSpaces, avoid, reciprocal, walls
+from swarm.geometry.space import Open
+from swarm.neighbors.questions import AllPairs
 
 SPEED = jnp.float32(2.0)
 avoiding = eqx.filter_jit(avoid)

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from swarm import cell_grid
-from swarm.cell_grid import CellGrid
-from swarm.errors import ConfigError
-from swarm.neighbors import AllPairs, Among
-from swarm.search import SearchTable, neighbor_search
-from swarm.space import Open, Periodic, Walled
+from swarm.core.errors import ConfigError
+from swarm.geometry.space import Open, Periodic, Walled
+from swarm.neighbors import cell_grid
+from swarm.neighbors.cell_grid import CellGrid
+from swarm.neighbors.questions import AllPairs, Among
+from swarm.neighbors.search import SearchTable, neighbor_search
 
 fixed = settings(deadline=None, derandomize=True, max_examples=20)
 

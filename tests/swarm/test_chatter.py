@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import argparse, os, sys
-from swarm.commands import run
+from swarm.commands.parsing import run
 
 ALARM = b'''2026-01-01 00:00:00.0 E external/xla/xla/service/slow_operation_alarm.cc:73]
 ********************************
@@ -49,7 +49,7 @@ def test_streams_of_a_program_that_calls_a_command_are_left_alone():
 
 def test_the_streams_are_as_they_were_afterwards():
     script = (
-        "import os, sys\nfrom swarm.chatter import without_chatter\nbefore = sys.stdout, sys.stderr\n"
+        "import os, sys\nfrom swarm.commands.chatter import without_chatter\nbefore = sys.stdout, sys.stderr\n"
         "for _ in range(3):\n    with without_chatter():\n        print('inside', sys.stdout.isatty())\n"
         "assert before == (sys.stdout, sys.stderr)\nn = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc') "
         "else 4\nos.write(2, b'after\\n')\nprint(n)"

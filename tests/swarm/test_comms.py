@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from swarm.comms import Loss, NearestRadio, SumRadio
-from swarm.entities import Entities
-from swarm.errors import ConfigError
-from swarm.links import link_draw, mixed
-from swarm.neighbors import AllPairs, Among
-from swarm.search import SearchTable, neighbor_search
-from swarm.space import Open, Periodic
+from swarm.comms.links import link_draw, mixed
+from swarm.comms.radios import Loss, NearestRadio, SumRadio
+from swarm.core.errors import ConfigError
+from swarm.geometry.space import Open, Periodic
+from swarm.neighbors.questions import AllPairs, Among
+from swarm.neighbors.search import SearchTable, neighbor_search
+from swarm.population.entities import Entities
 
 fixed = settings(deadline=None, derandomize=True, max_examples=20)
 N, T, DELAY, K, RADIUS = 7, 6, 2, 3, 2.0

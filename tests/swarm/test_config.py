@@ -10,8 +10,8 @@ import tomli_w
 
 import scenarios
 from swarm import ConfigError, load, make
-from swarm.config import scenario_names
-from swarm.toml import parse_overrides
+from swarm.build.scenario_files import scenario_names
+from swarm.core.toml import parse_overrides
 from training.build import build_learner
 from training.config import load_training
 
@@ -192,7 +192,7 @@ def test_an_unknown_scenario_is_named_with_those_known(name, hint):
         ('rules = ".outpost:Outpost"', ["rules = '.outpost:Outpost'", "cannot import"]),
         ('rules = "scenarios.outpost:Outpots"', ["no rules class 'Outpots'", "did you mean 'Outpost'?"]),
         ('rules = "scenarios.outpost:OutpostConfig"', ["no rules class 'OutpostConfig'", "did you mean 'Outpost'?"]),
-        ('rules = "swarm.errors:ConfigError"', ["no rules class 'ConfigError'"]),
+        ('rules = "swarm.core.errors:ConfigError"', ["no rules class 'ConfigError'"]),
     ],
 )
 def test_rules_that_cannot_be_found_are_named_with_what_was_expected(file, rules, parts):

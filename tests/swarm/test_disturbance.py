@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.disturbance import FOOT, Downwash, Dryden, Gust, Shear, Weather
+from swarm.core.errors import ConfigError
 from swarm.dynamics import load_airframe
-from swarm.entities import Entities
-from swarm.errors import ConfigError
-from swarm.search import SearchTable, neighbor_search
-from swarm.space import Open
+from swarm.dynamics.air import FOOT, Downwash, Dryden, Gust, Shear, Weather
+from swarm.geometry.space import Open
+from swarm.neighbors.search import SearchTable, neighbor_search
+from swarm.population.entities import Entities
 
 N = 20_000
 HEIGHT = 30.0

@@ -15,7 +15,7 @@ import pytest
 from swarm.dynamics import Airframe, Motion, drone_dynamics, load_airframe
 from swarm.dynamics.attitude import Held
 from swarm.dynamics.quadrotor import Turning
-from swarm.entities import Entities
+from swarm.population.entities import Entities
 
 SECONDS = 2.0
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from swarm.core.errors import ConfigError
+from swarm.core.status import Status
 from swarm.dynamics import (
     Air,
     Airframe,
@@ -23,9 +25,7 @@ from swarm.dynamics.flight import Forces
 from swarm.dynamics.quadrotor import Turning
 from swarm.dynamics.quaternion import components, joined
 from swarm.dynamics.studies import RotorField, rotor_differential, solve, solve_noisy
-from swarm.entities import Entities
-from swarm.errors import ConfigError
-from swarm.status import Status
+from swarm.population.entities import Entities
 
 N = 4
 KIND = jnp.asarray([0, 1, 0, 1], jnp.int32)

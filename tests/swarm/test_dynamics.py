@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from swarm.core.errors import ConfigError
 from swarm.dynamics import Differential, DoubleIntegrator, Motion, SingleIntegrator, Unicycle, VelocityLag
-from swarm.entities import Entities
-from swarm.errors import ConfigError
+from swarm.population.entities import Entities
 
 pytestmark = pytest.mark.optimised
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from swarm.core.errors import ConfigError
 from swarm.dynamics import load_airframe
-from swarm.energy import Battery, Charge, Pads, PowerTable, RotorPower
-from swarm.errors import ConfigError
-from swarm.space import Open, Periodic
+from swarm.dynamics.energy import Battery, Charge, Pads, PowerTable, RotorPower
+from swarm.geometry.space import Open, Periodic
 
 pytestmark = pytest.mark.optimised
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.entities import LAST, Entities, Spawn, counted, spawn
-from swarm.hierarchy import form
-from swarm.simulator import visible_status
-from swarm.status import Status
+from swarm.core.status import Status
+from swarm.population.entities import LAST, Entities, Spawn, counted, spawn
+from swarm.population.hierarchy import form
+from swarm.simulation.simulator import visible_status
 
 pytestmark = pytest.mark.optimised
 

@@ -8,11 +8,11 @@ import pytest
 from colony import Colony, Wander
 
 from swarm import RandomPolicy, load, make
-from swarm.entities import Entities
-from swarm.episode import play
-from swarm.regrow import crowding, enlarge, migrate
-from swarm.simulator import finite, judged, usable
-from swarm.status import Fault, Status, explain
+from swarm.build.regrow import crowding, enlarge, migrate
+from swarm.core.status import Fault, Status, explain
+from swarm.play.episodes import play
+from swarm.population.entities import Entities
+from swarm.simulation.simulator import finite, judged, usable
 
 ROOMY = {"world.room": 64, "population.worker.capacity": 64}
 N_STEPS = 16

@@ -8,24 +8,25 @@ import numpy as np
 import pytest
 
 import swarm
-from swarm import comms, sensing
-from swarm.avoidance import avoid, reciprocal, walls
-from swarm.disturbance import Downwash, Dryden, Gust, Shear, Weather
+from swarm.comms import radios as comms
+from swarm.comms.links import Bursts, Jitter, Loss
 from swarm.dynamics import Differential, Motion, drone_dynamics, load_airframe
+from swarm.dynamics.air import Downwash, Dryden, Gust, Shear, Weather
+from swarm.dynamics.avoidance import avoid, reciprocal, walls
+from swarm.dynamics.energy import Battery, Charge, Pads, RotorPower
 from swarm.dynamics.integrators import DoubleIntegrator, SingleIntegrator
 from swarm.dynamics.lag import VelocityLag
 from swarm.dynamics.unicycle import Unicycle
-from swarm.energy import Battery, Charge, Pads, RotorPower
-from swarm.entities import Entities
-from swarm.grouping import KMeans
-from swarm.grouping.rule import Nodes
-from swarm.links import Bursts, Jitter, Loss
-from swarm.obstacles import Balls, Boxes, Capsules, Extruded, Polygons, Union, collide
-from swarm.search import SearchTable, neighbor_search
-from swarm.sensors import Ranging, gps, imu, inertial, rtk
-from swarm.simulator import reset_ended
-from swarm.space import Open, Periodic, Walled
-from swarm.terrain import HeightMap
+from swarm.geometry.obstacles import Balls, Boxes, Capsules, Extruded, Polygons, Union, collide
+from swarm.geometry.space import Open, Periodic, Walled
+from swarm.geometry.terrain import HeightMap
+from swarm.neighbors.search import SearchTable, neighbor_search
+from swarm.population.entities import Entities
+from swarm.population.grouping import KMeans
+from swarm.population.grouping.rule import Nodes
+from swarm.sensing import exact as sensing
+from swarm.sensing.instruments import Ranging, gps, imu, inertial, rtk
+from swarm.simulation.simulator import reset_ended
 
 N, T, DT, STEP = 6, 3, jnp.float32(0.02), 5e-4
 ALIVE, KIND = jnp.arange(N) < N - 1, jnp.zeros(N, jnp.int32)

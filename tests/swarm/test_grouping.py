@@ -12,14 +12,14 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.entities import Entities, Spawn, spawn
-from swarm.errors import ConfigError
-from swarm.grouping import Components, KMeans, NearestAnchor, Nodes, Previous, parse_grouping
-from swarm.grouping.components import disguised, revealed
-from swarm.grouping.nearest import nearest_of
-from swarm.hierarchy import Hierarchy, form, regroup
-from swarm.neighbors import AllPairs, Among
-from swarm.space import Open, Periodic
+from swarm.core.errors import ConfigError
+from swarm.geometry.space import Open, Periodic
+from swarm.neighbors.questions import AllPairs, Among
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.population.grouping import Components, KMeans, NearestAnchor, Nodes, Previous, parse_grouping
+from swarm.population.grouping.components import disguised, revealed
+from swarm.population.grouping.nearest import nearest_of
+from swarm.population.hierarchy import Hierarchy, form, regroup
 
 N, N_TEAMS, SIDE, KINDS = 20, 2, 10.0, ("depot", "unit")
 LEVELS = ("unit", "squad", "wing")

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarm.entities import Entities, Spawn, spawn
-from swarm.errors import ConfigError
-from swarm.grouping import Nodes, parse_grouping
-from swarm.hierarchy import Hierarchy, broadcast_groups, form, reduce_groups, regroup
+from swarm.core.errors import ConfigError
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.population.grouping import Nodes, parse_grouping
+from swarm.population.hierarchy import Hierarchy, broadcast_groups, form, reduce_groups, regroup
 
 pytestmark = pytest.mark.optimised
 

@@ -8,7 +8,7 @@ from test_adapters import task
 from swarm.adapters.environments import HostError
 from swarm.adapters.layout import Converter, Layout, within
 from swarm.adapters.workers import HostWorld
-from swarm.errors import ConfigError
+from swarm.core.errors import ConfigError
 
 LARGEST = float(np.finfo(np.float32).max)
 BOXES = [

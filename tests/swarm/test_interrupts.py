@@ -11,8 +11,8 @@ import pytest
 
 SCRIPT = """
 import argparse, hashlib, sys, time
-from swarm.commands import run
-from swarm.interrupts import stop_requested
+from swarm.commands.parsing import run
+from swarm.core.interrupts import stop_requested
 
 def say():
     print("here", flush=True)

@@ -12,8 +12,8 @@ from comparison import on_host, same_bits, same_by_uid, shuffled
 from jax.sharding import Mesh, PartitionSpec
 
 from swarm import RandomPolicy, Simulator, make
-from swarm.config import scenario_names
-from swarm.simulator import reset_ended
+from swarm.build.scenario_files import scenario_names
+from swarm.simulation.simulator import reset_ended
 
 pytestmark = pytest.mark.optimised
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from swarm.comms import NearestRadio, SumRadio
-from swarm.entities import Entities
-from swarm.errors import ConfigError
-from swarm.links import Bursts, Jitter, Loss, PathLoss, link_draw, mixed
-from swarm.neighbors import AllPairs
-from swarm.obstacles import Balls
-from swarm.reception import LinkAges, Reception
-from swarm.search import SearchTable, neighbor_search
-from swarm.space import Open
+from swarm.comms.links import Bursts, Jitter, Loss, PathLoss, link_draw, mixed
+from swarm.comms.radios import NearestRadio, SumRadio
+from swarm.comms.reception import LinkAges, Reception
+from swarm.core.errors import ConfigError
+from swarm.geometry.obstacles import Balls
+from swarm.geometry.space import Open
+from swarm.neighbors.questions import AllPairs
+from swarm.neighbors.search import SearchTable, neighbor_search
+from swarm.population.entities import Entities
 
 pytestmark = pytest.mark.optimised
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarm.neighbors import AllPairs
-from swarm.space import Periodic
+from swarm.geometry.space import Periodic
+from swarm.neighbors.questions import AllPairs
 
 pytestmark = pytest.mark.optimised
 

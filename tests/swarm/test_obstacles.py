@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matplotlib.path import Path
 
-from swarm.obstacles import Balls, Boxes, Capsules, Polygons, Union, collide
+from swarm.geometry.obstacles import Balls, Boxes, Capsules, Polygons, Union, collide
 
 fixed = settings(deadline=None, derandomize=True, max_examples=40)
 N = 6

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from swarm import evaluate, plot, simulate
-from swarm.errors import SwarmError
-from swarm.outputs import check_output
+from swarm.core.errors import SwarmError
+from swarm.core.outputs import check_output
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_commands_check_their_files_before_they_work(folder, command, words, mon
     def work(*_, **__):
         raise AssertionError("worked first")
 
-    monkeypatch.setattr("swarm.config.load", work)
+    monkeypatch.setattr("swarm.build.scenario_files.load", work)
     monkeypatch.setattr("training.runs.RunFolder.open", work)
     assert command.main(words) == 2
     out, err = capsys.readouterr()

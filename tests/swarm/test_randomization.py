@@ -13,12 +13,12 @@ import pytest
 import tomli_w
 
 from swarm import ConfigError, load, make
-from swarm.episode import play
-from swarm.randomization import Distribution, variants_of
-from swarm.regrow import enlarge
-from swarm.status import Status
-from swarm.telemetry import Recorder
-from swarm.telemetry.replay import Recording
+from swarm.build.randomization import Distribution, variants_of
+from swarm.build.regrow import enlarge
+from swarm.core.status import Status
+from swarm.play.episodes import play
+from swarm.play.telemetry import Recorder
+from swarm.play.telemetry.replay import Recording
 
 pytestmark = pytest.mark.optimised
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.errors import ConfigError
-from swarm.neighbors import AllPairs
-from swarm.obstacles import AbstractObstacles, Balls, Boxes, Capsules, Extruded, Polygons, Union, blocked
-from swarm.sensing import into_world, lidar_rays, scan_obstacles, scan_rays
-from swarm.space import Open, Periodic
-from swarm.terrain import HeightMap
+from swarm.core.errors import ConfigError
+from swarm.geometry.obstacles import AbstractObstacles, Balls, Boxes, Capsules, Extruded, Polygons, Union, blocked
+from swarm.geometry.space import Open, Periodic
+from swarm.geometry.terrain import HeightMap
+from swarm.neighbors.questions import AllPairs
+from swarm.sensing.exact import into_world, lidar_rays, scan_obstacles, scan_rays
 
 REACH, N = 8.0, 120
 L_SHAPE = [[0, 0], [2, 0], [2, 1], [1, 1], [1, 2], [0, 2]]

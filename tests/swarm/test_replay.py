@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from swarm import SwarmError, load, make
-from swarm.episode import play
+from swarm.play.episodes import play
+from swarm.play.telemetry import Recorder
+from swarm.play.telemetry.replay import Recording
 from swarm.simulate import main
-from swarm.telemetry import Recorder
-from swarm.telemetry.replay import Recording
 
 pytestmark = pytest.mark.optimised
 

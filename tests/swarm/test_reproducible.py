@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm import numerics
-from swarm.reproducible import reproducible
+from swarm.core import numerics
+from swarm.core.reproducible import reproducible
 
 pytestmark = pytest.mark.optimised
 

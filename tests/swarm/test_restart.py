@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import swarm
-from swarm.restart import chunk_size, for_each_marked, rows, with_rows
-from swarm.simulator import reset_ended
+from swarm.simulation.restart import chunk_size, for_each_marked, rows, with_rows
+from swarm.simulation.simulator import reset_ended
 
 B = 5
 

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm.core.errors import ConfigError
 from swarm.dynamics.quaternion import components, from_angles, joined
-from swarm.errors import ConfigError
-from swarm.neighbors import AllPairs
-from swarm.obstacles import Balls, Boxes, Capsules, Union, blocked
-from swarm.search import SearchTable, neighbor_search
-from swarm.sensing import (
+from swarm.geometry.obstacles import Balls, Boxes, Capsules, Union, blocked
+from swarm.geometry.space import Open, Periodic
+from swarm.neighbors.questions import AllPairs
+from swarm.neighbors.search import SearchTable, neighbor_search
+from swarm.sensing.exact import (
     Raster,
     camera_rays,
     into_world,
@@ -24,7 +25,6 @@ from swarm.sensing import (
     scan_sectors,
     visible,
 )
-from swarm.space import Open, Periodic
 
 fixed = settings(deadline=None, derandomize=True, max_examples=25)
 N, K, N_SECTORS, N_LABELS = 12, 3, 5, 2

@@ -6,17 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.disturbance import gauss_markov
+from swarm.comms.links import Loss
+from swarm.core.errors import ConfigError
 from swarm.dynamics import Motion, drone_dynamics, quaternion
+from swarm.dynamics.air import gauss_markov
 from swarm.dynamics.quaternion import components, joined
-from swarm.entities import Entities
-from swarm.errors import ConfigError
-from swarm.links import Loss
-from swarm.neighbors import AllPairs
-from swarm.obstacles import Balls, Boxes, Union
-from swarm.sensing import camera_rays, into_world, scan_rays, visible
-from swarm.sensors import Ranging, Sensor, gps, imu, inertial, rtk
-from swarm.space import Open
+from swarm.geometry.obstacles import Balls, Boxes, Union
+from swarm.geometry.space import Open
+from swarm.neighbors.questions import AllPairs
+from swarm.population.entities import Entities
+from swarm.sensing.exact import camera_rays, into_world, scan_rays, visible
+from swarm.sensing.instruments import Ranging, Sensor, gps, imu, inertial, rtk
 
 pytestmark = pytest.mark.optimised
 

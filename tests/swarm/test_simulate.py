@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from swarm import load, make
-from swarm.episode import play
-from swarm.errors import SwarmError
-from swarm.render import Renderer, render
+from swarm.core.errors import SwarmError
+from swarm.play.episodes import play
+from swarm.play.pictures import Renderer, render
 from swarm.simulate import main
 
 N_STEPS = 12
@@ -93,7 +93,7 @@ def repeated(chunks, n_times, drawn):
 
 @pytest.mark.parametrize(("most", "steps"), [(256, range(1, 13)), (5, range(1, 13, 3))])
 def test_a_video_has_a_frame_for_each_stride(chunks, most, steps, tmp_path, monkeypatch):
-    monkeypatch.setattr("swarm.render._MAX_FRAMES", most)
+    monkeypatch.setattr("swarm.play.pictures._MAX_FRAMES", most)
     drawn = Drawn()
     render(repeated(chunks, 1, drawn), tmp_path / "a.gif", N_STEPS)
     assert drawn.steps == list(steps)

@@ -11,14 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 import swarm
-from swarm import ConfigError, SwarmError, commands, load, memory, simulate
-from swarm.config import scenario_names
+from swarm import ConfigError, SwarmError, load, simulate
+from swarm.build.scenario_files import scenario_names
+from swarm.commands import parsing as commands
+from swarm.core import memory
+from swarm.core.errors import RunError
+from swarm.core.files import MOST_BYTES, parse_json
 from swarm.dynamics import load_airframe
-from swarm.episode import _keys, play
-from swarm.errors import RunError
-from swarm.files import MOST_BYTES, parse_json
-from swarm.telemetry.replay import Recording
-from swarm.terrain import HeightMap
+from swarm.geometry.terrain import HeightMap
+from swarm.play.episodes import _keys, play
+from swarm.play.telemetry.replay import Recording
 from training.build import build_learner
 from training.config import load_training
 from training.restore import restore_minds

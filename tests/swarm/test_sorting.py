@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.sorting import NO_KEY, least_keys, sort_cells
+from swarm.neighbors.sorting import NO_KEY, least_keys, sort_cells
 
 N = 40
 # Six bits hold a slot: then all of a cell's ten bits, parts of 5, 4 and 3 bits, and none, so that pairs are sorted.

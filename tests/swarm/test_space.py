@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarm.rounding import rounded
-from swarm.space import Open, Periodic, Walled, square_length
+from swarm.core.rounding import rounded
+from swarm.geometry.space import Open, Periodic, Walled, square_length
 
 pytestmark = pytest.mark.optimised
 

@@ -21,9 +21,9 @@ import pytest
 
 import swarm
 from swarm import SwarmError, load, make
-from swarm.episode import play
-from swarm.telemetry import Recorder
-from swarm.telemetry.foxglove_schemas import POSES_IN_FRAME, SCENE_UPDATE
+from swarm.play.episodes import play
+from swarm.play.telemetry import Recorder
+from swarm.play.telemetry.foxglove_schemas import POSES_IN_FRAME, SCENE_UPDATE
 
 N_STEPS = 20
 HERE, ROOT = Path(__file__).parent, Path(swarm.__file__).parents[1]

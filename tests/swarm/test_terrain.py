@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm.contacts import crashed
-from swarm.errors import ConfigError
-from swarm.neighbors import AllPairs
-from swarm.obstacles import Balls, Boxes, Extruded, Polygons, Union, collide, touches
-from swarm.sensing import scan_rays
-from swarm.space import Open
-from swarm.terrain import HeightMap
+from swarm.core.errors import ConfigError
+from swarm.geometry.obstacles import Balls, Boxes, Extruded, Polygons, Union, collide, touches
+from swarm.geometry.space import Open
+from swarm.geometry.terrain import HeightMap
+from swarm.neighbors.contacts import crashed
+from swarm.neighbors.questions import AllPairs
+from swarm.sensing.exact import scan_rays
 
 measure = jax.jit(lambda obstacles, point: obstacles.distance_and_normal(point))
 RNG = np.random.default_rng(0)

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import tomli_w
 
-from swarm import ConfigError, evaluate, load, plot, resolve, simulate, train
+from swarm import ConfigError, evaluate, load, plot, simulate, train
 from swarm.adapters.environments import make_environment
-from swarm.config import restore
+from swarm.build.scenario_files import restore
+from swarm.core import resolve
 
 SPREAD = load("spread").resolved()
 

@@ -10,11 +10,11 @@ import numpy as np
 import pydantic
 import pytest
 
-from swarm.config import load
-from swarm.errors import ConfigError
-from swarm.tables import Table, validate
-from swarm.toml import parse_overrides
-from swarm.values import shown
+from swarm.build.scenario_files import load
+from swarm.core.errors import ConfigError
+from swarm.core.tables import Table, validate
+from swarm.core.toml import parse_overrides
+from swarm.core.values import shown
 
 
 class Inner(Table):

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from swarm.config import load
+from swarm.build.scenario_files import load
 from training.build import build_learner
 from training.config import load_training
 from training.processes import connected, is_first

@@ -10,12 +10,12 @@ import equinox as eqx
 import jax.numpy as jnp
 import pydantic
 
-from swarm.entities import Entities, Spawn, spawn
-from swarm.policy import AbstractPolicy
-from swarm.random_policy import RandomPolicy
-from swarm.scenario import AbstractRules
-from swarm.tables import ScenarioConfig, Table
-from swarm.types import Observation, Outcome
+from swarm.core.tables import ScenarioConfig, Table
+from swarm.population.entities import Entities, Spawn, spawn
+from swarm.simulation.policy import AbstractPolicy
+from swarm.simulation.random_policy import RandomPolicy
+from swarm.simulation.rules import AbstractRules
+from swarm.simulation.types import Observation, Outcome
 
 TAKE = 1
 

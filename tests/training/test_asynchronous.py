@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from swarm import train
-from swarm.config import load
-from swarm.errors import ConfigError
+from swarm.build.scenario_files import load
+from swarm.core.errors import ConfigError
 from training.asynchronous import ActorError, Asynchronous, Collector
 from training.build import build_learner
 from training.config import load_training

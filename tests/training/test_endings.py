@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swarm import restart
-from swarm.config import load
+from swarm.build.scenario_files import load
+from swarm.simulation import restart
 from training.build import build_learner
 from training.config import load_training
 from training.learner import run_key

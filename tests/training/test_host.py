@@ -15,9 +15,9 @@ import pytest
 from test_resume import arrays
 
 from swarm import evaluate, train
-from swarm.build import build_simulator
-from swarm.config import Scenario, load
-from swarm.errors import ConfigError
+from swarm.build.scenario_files import Scenario, load
+from swarm.build.simulators import build_simulator
+from swarm.core.errors import ConfigError
 from training.asynchronous import Alternating, Asynchronous
 from training.build import build_learner
 from training.config import load_training

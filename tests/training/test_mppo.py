@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from swarm.config import load
+from swarm.build.scenario_files import load
 from training.build import build_learner
 from training.config import load_training
 

@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 
 from swarm import make
-from swarm.config import load
-from swarm.types import Observation
+from swarm.build.scenario_files import load
+from swarm.simulation.types import Observation
 from training.build import build_learner
 from training.config import load_training
 from training.distributions import Categorical, TanhNormal

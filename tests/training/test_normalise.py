@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from swarm.config import load
+from swarm.build.scenario_files import load
 from training.build import build_learner
 from training.config import load_training
 from training.normalise import ValueScale

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from member import LEARNERS, SMALL, parameters
 
-from swarm.config import load
-from swarm.errors import ConfigError
-from swarm.interrupts import stop_requested
+from swarm.build.scenario_files import load
+from swarm.core.errors import ConfigError
+from swarm.core.interrupts import stop_requested
 from swarm.train import main
 from training import processes
 from training.build import build_learner

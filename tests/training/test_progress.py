@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from swarm.config import load
+from swarm.build.scenario_files import load
 from training.config import load_training
 from training.progress import Progress
 

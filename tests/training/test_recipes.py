@@ -2,8 +2,8 @@
 
 import pytest
 
-from swarm.config import load, scenario_names
-from swarm.errors import ConfigError
+from swarm.build.scenario_files import load, scenario_names
+from swarm.core.errors import ConfigError
 from training.build import build_learner
 from training.config import load_training, recipe_names
 

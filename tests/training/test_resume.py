@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from swarm.config import load
+from swarm.build.scenario_files import load
 from swarm.train import main
 from training.build import build_learner
 from training.config import load_training

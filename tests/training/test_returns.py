@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec
 from probes import Duel
 
 from swarm import make
-from swarm.config import load
-from swarm.policy import AbstractPolicy
+from swarm.build.scenario_files import load
+from swarm.simulation.policy import AbstractPolicy
 from training.build import build_learner, build_teams
 from training.config import load_training
 from training.evaluation import evaluate

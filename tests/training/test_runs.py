@@ -18,10 +18,11 @@ from runs import copy_of, make_run, state_of, take_up
 
 import swarm.train
 import training.loop
-from swarm import evaluate, make, plot, simulate, strict_json, train
-from swarm.commands import again
-from swarm.config import load
-from swarm.errors import ConfigError, RunError
+from swarm import evaluate, make, plot, simulate, train
+from swarm.build.scenario_files import load
+from swarm.commands.parsing import again
+from swarm.core import strict_json
+from swarm.core.errors import ConfigError, RunError
 from training.checkpoints import Checkpoints
 from training.checksums import checksums
 from training.config import load_training

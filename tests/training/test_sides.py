@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from swarm import make
-from swarm.build import grouping_of
-from swarm.config import load
+from swarm.build.scenario_files import load
+from swarm.build.simulators import grouping_of
 from training.build import build_learner
 from training.config import CreditTable, load_training
 from training.credit import Trajectory, advantages, group_by, mix_reward, own_weights, reward_streams

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from swarm.hierarchy import reduce_groups
+from swarm.population.hierarchy import reduce_groups
 from training.networks.layers import KindHead, Linear, Perceptron, Places
 
 _GAIN = 0.01

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from swarm.types import Observation
+from swarm.simulation.types import Observation
 from training.networks.layers import Attention, MapExtractor, Perceptron
 
 N_HEADS = 4

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from swarm.types import Observation
+from swarm.simulation.types import Observation
 from training.networks.critics import Members
 from training.networks.layers import Places
 from training.networks.network import Network

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from swarm.errors import ConfigError
-from swarm.scenario import AbstractRules
-from swarm.types import Observation
+from swarm.core.errors import ConfigError
+from swarm.simulation.rules import AbstractRules
+from swarm.simulation.types import Observation
 from training.config import NetworkTable
 from training.networks.critics import AbstractCritic, GroupCritic, LocalCritic, Members, WorldCritic
 from training.networks.encoders import AbstractEncoder, AttentionEncoder, EntityEncoder, MapEncoder, without_maps

@@ -1,0 +1,1 @@
+"""What `python -m swarm.X` runs, and what these share."""

@@ -1,0 +1,1 @@
+"""What entities say to each other: radios, links, statistics of reception."""

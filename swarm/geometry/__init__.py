@@ -1,0 +1,1 @@
+"""Space, vectors, angles, and what is solid."""

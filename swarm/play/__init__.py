@@ -1,0 +1,1 @@
+"""Episodes on the host: played, recorded, replayed, drawn."""

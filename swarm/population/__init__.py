@@ -1,0 +1,1 @@
+"""Entities, groups of groups, and the rules that form them."""

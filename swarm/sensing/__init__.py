@@ -1,0 +1,1 @@
+"""What there is to sense, and what instruments make of it."""

@@ -1,0 +1,1 @@
+"""Worlds, and what steps them: rules, policies, the simulator."""
