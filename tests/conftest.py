@@ -1,5 +1,7 @@
 """Shape and type checks at run time, strict rank promotion, and eight simulated devices, for every test."""
 
+import contextlib
+import gc
 import os
 import sys
 from pathlib import Path
@@ -42,6 +44,9 @@ if jaxlib.version.__version_info__ < (0, 11):
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Tracing makes many objects, few of them in cycles: to look for those as often as usual takes a tenth of the time.
+gc.set_threshold(50_000, 20, 50)
+
 # So that `rules = "rivals:Rivals"` finds the probe game, as a user's own module on PYTHONPATH would be found.
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 
@@ -73,13 +78,28 @@ def programs(request):
         jax.clear_caches()
 
 
+@contextlib.contextmanager
+def compiling_as_users():
+    """Programs compiled within are as users have them."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def unhurried():
+    """A context in which programs are compiled as users compile: for those that run for longer than that takes."""
+    return compiling_as_users
+
+
 @pytest.fixture
 def optimised():
     """Compile as users compile."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with compiling_as_users():
+        yield
 
 
 @pytest.fixture(scope="session")

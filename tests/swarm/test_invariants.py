@@ -1,4 +1,7 @@
-"""What holds for every scenario: capacity, batch, dead slots and replay change nothing; episodes end as they should."""
+"""What holds for every scenario: capacity, batch, dead slots and replay change nothing; episodes end as they should.
+
+Here programs are compiled in a hurry, in `test_invariants_compiled` as users compile them.
+"""
 
 import functools
 from typing import NamedTuple
@@ -9,13 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import on_host, same_bits, same_by_uid, shuffled
-from jax.sharding import Mesh, PartitionSpec
 
 from swarm import RandomPolicy, Simulator, make
-from swarm.build.scenario_files import scenario_names
 from swarm.simulation.simulator import reset_ended
-
-pytestmark = pytest.mark.optimised
 
 N_STEPS, SEGMENT = 60, 6
 
@@ -158,8 +157,13 @@ class Case(NamedTuple):
         return self.name.startswith(("outpost", "battle", "pursuit"))
 
 
-@functools.cache
 def built(name):
+    """A case, and a simulator, for programs of one kind, as what was played is kept by simulator."""
+    return _built(name, jax.config.read("jax_disable_most_optimizations"))
+
+
+@functools.cache
+def _built(name, hurry):
     scenario, overrides = CASES[name]
     doubled = {k: 2 * v if k.endswith("capacity") else v for k, v in overrides.items()}
     return Case(name, make(scenario, overrides), make(scenario, doubled))
@@ -169,12 +173,32 @@ def built(name):
 RARE = frozenset({"outpost, 1 team", "flocking", "vicsek", "vicsek, 3D", "vasarhelyi"})
 
 
-def often(names, rare=RARE):
-    """Cases as parameters, of which the rare ones are slow tests."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in rare else name for name in names]
+def among(names, rare=RARE, compiled=("flocking, cell grid", "crossing")):
+    """The cases of a claim: as users compile, those named last are quick tests; in a hurry, all but the rare."""
+
+    def of(claim):
+        claim.cases = names, rare, compiled
+        return claim
+
+    return of
 
 
-@pytest.fixture(scope="module", params=often(CASES))
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        names, rare, compiled = metafunc.function.cases
+        as_users = any(mark.name == "optimised" for mark in metafunc.definition.iter_markers())
+        cases = quick(names, compiled) if as_users else [name for name in names if name not in {*rare, *compiled}]
+        metafunc.parametrize("case", cases, indirect=True, scope="module")
+        if "n_worlds" in metafunc.fixturenames:
+            metafunc.parametrize("n_worlds", quick((1, 2, 3, 8, 32), (3,)) if as_users else [3])
+
+
+def quick(values, of_them):
+    """Parameters, of which some are quick tests."""
+    return [pytest.param(x, marks=() if x in of_them else pytest.mark.slow) for x in values]
+
+
+@pytest.fixture(scope="module")
 def case(request):
     return built(request.param)
 
@@ -185,7 +209,7 @@ def _policy(rules):
     return rules.scripted_policy() if is_vicsek else RandomPolicy(rules.n_controls)
 
 
-def _play(simulator, world, timestep, key):
+def play(simulator, world, timestep, key):
     """A short segment of an episode, with all that happened."""
 
     def body(carry, step_key):
@@ -199,10 +223,10 @@ def _play(simulator, world, timestep, key):
 
 
 # The simulator is an argument, so that one with other numbers (a shorter episode) needs no compilation of its own.
-play_segment = eqx.filter_jit(_play)
+play_segment = eqx.filter_jit(play)
 # Time before worlds in what is kept.
 play_batch = eqx.filter_jit(
-    lambda simulator, *worlds: jax.vmap(functools.partial(_play, simulator), out_axes=(0, 0, 1))(*worlds)
+    lambda simulator, *worlds: jax.vmap(functools.partial(play, simulator), out_axes=(0, 0, 1))(*worlds)
 )
 step = eqx.filter_jit(lambda simulator, world, action: simulator.step(world, action))
 reset = eqx.filter_jit(lambda simulator, key: simulator.reset(key))
@@ -263,6 +287,7 @@ def of_the_living(history):
     }
 
 
+@among(CASES)
 def test_something_happens_in_the_episodes_compared(case):
     # The claims below would be empty without births, deaths and reuse of slots.
     _, _, (world, timestep, action, _) = episode(case.simulator)
@@ -301,15 +326,16 @@ def test_the_mask_has_a_column_for_each_action_or_command(name, n_controls, cont
 # These claims need compilations of their own: a few cases are quick tests of each.
 
 
-@pytest.mark.parametrize("name", often(CASES, set(CASES) - {"outpost, 2 teams", "flocking, cell grid", "spread"}))
-def test_twice_the_capacity_changes_nothing(name):
-    _, _, small = episode(built(name).simulator)
-    _, _, roomy = episode(built(name).roomy)
+@among(CASES, rare=set(CASES) - {"outpost, 2 teams", "spread"}, compiled=("flocking, cell grid",))
+def test_twice_the_capacity_changes_nothing(case):
+    _, _, small = episode(case.simulator)
+    _, _, roomy = episode(case.roomy)
     assert roomy[0].entities.alive.shape[1] == 2 * small[0].entities.alive.shape[1]
     assert (roomy[0].n_overflow == 0).all()
     same_by_uid(small, roomy)
 
 
+@among(CASES)
 def test_other_slots_change_nothing_but_the_order_of_sums(case):
     """Sums by index (onto maps, into groups of metrics) and over the cells of a grid follow slots: there they round."""
     _, (world, timestep, keys), history = episode(case.simulator)
@@ -324,13 +350,10 @@ def test_other_slots_change_nothing_but_the_order_of_sums(case):
     same_by_uid(before, stacked(segment), rounded=("maps", "metrics", *rounded))
 
 
-@pytest.mark.parametrize(
-    "n_worlds", [pytest.param(b, marks=() if b == 3 else pytest.mark.slow) for b in (1, 2, 3, 8, 32)]
-)
-# Patrol stands for how delivery flies, and crossing for three dimensions.
-@pytest.mark.parametrize("name", often(CASES, RARE | {"flocking, 3D", "spread", "delivery"}))
-def test_a_world_alone_is_the_world_in_a_batch(name, n_worlds):
-    simulator = built(name).simulator
+# Crossing stands for all drones: compiled in a hurry, they round in another way in a batch.
+@among(CASES, rare=RARE | {"flocking, 3D", "spread", "patrol", "delivery"})
+def test_a_world_alone_is_the_world_in_a_batch(case, n_worlds):
+    simulator = case.simulator
     keys = [keys[jnp.arange(n_worlds) % 3] for keys in (RESET_KEYS, PLAY_KEYS)]
     start, batch = played_together(simulator, *keys, reset_batch, play_batch)
     for number in {0, n_worlds - 1}:
@@ -350,39 +373,7 @@ def played_together(simulator, reset_keys, play_keys, reset_batch, play_batch):
     return start, stacked(*segments)
 
 
-@pytest.mark.parametrize("n_devices", [pytest.param(n, marks=() if n == 8 else pytest.mark.slow) for n in (1, 2, 8)])
-@pytest.mark.parametrize("name", often(CASES, set(CASES) - {"crossing"}))
-def test_any_number_of_devices_gives_the_same_bits(name, n_devices):
-    simulator = built(name).simulator
-    mesh = Mesh(np.array(jax.devices()[:n_devices]), "worlds")
-    all_of, part, later = PartitionSpec(), PartitionSpec("worlds"), PartitionSpec(None, "worlds")
-
-    def shared(function, n_arguments, out):
-        inside = (all_of, *[part] * n_arguments)
-        return eqx.filter_jit(jax.shard_map(function, mesh=mesh, in_specs=inside, out_specs=out, check_vma=False))
-
-    together = shared(lambda s, keys: jax.vmap(s.reset)(keys), 1, part)
-    on = shared(lambda s, *now: jax.vmap(functools.partial(_play, s), out_axes=(0, 0, 1))(*now), 3, (part, part, later))
-    keys = [keys[jnp.arange(8) % 3] for keys in (RESET_KEYS, PLAY_KEYS)]
-    start, batch = played_together(simulator, *keys, together, on)
-    for number in (0, 7):
-        alone, _, whole = episode(simulator, number % 3)
-        same_bits(alone, pick(start, number), "reset ")
-        same_bits(whole, jax.tree.map(lambda x, i=number: x[:, i], batch))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", scenario_names())
-def test_a_shipped_world_alone_is_the_world_in_a_batch(name):
-    simulator, keys = make(name), jax.random.split(jax.random.key(3), 8)
-    now, together = reset(simulator, keys[5]), reset_batch(simulator, keys)
-    same_bits(now, pick(together, 5), "reset ")
-    for key in jax.random.split(jax.random.key(4), 7):
-        *now, history = play_segment(simulator, *now, key)
-        *together, batch = play_batch(simulator, *together, jnp.stack([key] * 8))
-        same_bits(history, jax.tree.map(lambda x: x[:, 5], batch))
-
-
+@among(CASES)
 @pytest.mark.parametrize(("number", "integer"), [(np.nan, -7), (np.inf, 123_456), (-1e30, 2**31 - 1)])
 def test_what_dead_slots_hold_influences_nothing(case, number, integer):
     _, (world, timestep, keys), history = episode(case.simulator)
@@ -407,9 +398,9 @@ def test_what_dead_slots_hold_influences_nothing(case, number, integer):
     same_bits(of_the_living(clean), of_the_living(stacked(*histories)))
 
 
-@pytest.mark.parametrize("name", often(BROAD, {"outpost, 2 teams", "flocking, cell grid"}))
-def test_the_same_key_and_actions_replay_the_episode(name):
-    simulator = built(name).simulator
+@among(BROAD, rare={"outpost, 2 teams"})
+def test_the_same_key_and_actions_replay_the_episode(case):
+    simulator = case.simulator
     _, _, (worlds, timesteps, actions, _) = episode(simulator)
     world, _ = reset(simulator, RESET_KEYS[0])
     for t in range(N_STEPS):
@@ -417,9 +408,9 @@ def test_the_same_key_and_actions_replay_the_episode(name):
         same_bits((world, timestep), jax.tree.map(lambda x, t=t: x[t], (worlds, timesteps)), f"step {t}: ")
 
 
-@pytest.mark.parametrize("name", ["flocking, cell grid", "battle"])
-def test_reset_ended_restarts_the_worlds_that_ended_and_no_other(name):
-    simulator = built(name).simulator
+@among(["flocking, cell grid", "battle"])
+def test_reset_ended_restarts_the_worlds_that_ended_and_no_other(case):
+    simulator = case.simulator
     worlds, timesteps = reset_batch(simulator, RESET_KEYS)
     worlds, timesteps, _ = play_batch(simulator, worlds, timesteps, PLAY_KEYS)
     ended = jnp.asarray([False, True, False])
@@ -440,6 +431,7 @@ def short(case, max_steps):
     return eqx.tree_at(lambda s: s.max_steps, case.simulator, jnp.int32(max_steps))
 
 
+@among(CASES)
 def test_an_episode_is_truncated_exactly_at_its_last_step(case):
     _, _, (_, timestep, *_) = episode(short(case, 40))
     np.testing.assert_array_equal(timestep.world_truncated, np.arange(1, N_STEPS + 1) >= 40)
@@ -450,10 +442,9 @@ def test_an_episode_is_truncated_exactly_at_its_last_step(case):
     assert not timestep.truncated[:39].any()
 
 
+@among(["outpost, 1 team", "outpost, 2 teams"])
 @pytest.mark.parametrize("max_steps", [3, 4, 5])
-@pytest.mark.parametrize("name", often(["outpost, 1 team", "outpost, 2 teams"]))
-def test_a_task_that_ends_is_terminated_and_not_truncated(name, max_steps):
-    case = built(name)
+def test_a_task_that_ends_is_terminated_and_not_truncated(case, max_steps):
     # Depots with water for 3 steps die in step 4; running out of steps in that same step changes nothing.
     simulator = short(case, max_steps)
     simulator = eqx.tree_at(lambda s: s.rules.depot["water"], simulator, jnp.float32(3.0))

@@ -20,8 +20,6 @@ from swarm.play.episodes import play
 from swarm.play.telemetry import Recorder
 from swarm.play.telemetry.replay import Recording
 
-pytestmark = pytest.mark.optimised
-
 N_STEPS = 6
 SMALL = {"population.bird.capacity": 12, "population.bird.initial": 12, "world.size": [6.0, 6.0]}
 RANDOM = {
@@ -127,8 +125,9 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_compiled(key, value,
 
 
 @pytest.fixture(scope="module")
-def episodes(scenario):
-    return list(episode(scenario))
+def episodes(scenario, unhurried):
+    with unhurried():
+        return list(episode(scenario))
 
 
 def episode(scenario, **options):
@@ -137,6 +136,7 @@ def episode(scenario, **options):
     return play(simulator, policy, jax.random.key(5), N_STEPS, n_worlds=4, **options)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_a_world_is_as_if_built_with_its_own_values(scenario, episodes):
     [chunk] = episodes
     draws = scenario.draws()
@@ -258,6 +258,7 @@ def test_without_distributions_nothing_is_drawn():
     assert jax.eval_shape(simulator.reset, jax.random.key(0))[0].draw is None
 
 
+@pytest.mark.usefixtures("optimised")
 def test_a_recording_says_what_was_drawn_and_replays(scenario, episodes, tmp_path):
     path = tmp_path / "a.parquet"
     with Recorder(path, scenario, {"seed": 5}) as recorder:

@@ -18,8 +18,6 @@ from swarm.population.entities import Entities
 from swarm.sensing.exact import camera_rays, into_world, scan_rays, visible
 from swarm.sensing.instruments import Ranging, Sensor, gps, imu, inertial, rtk
 
-pytestmark = pytest.mark.optimised
-
 N, T = 6, 24
 MANY = 20_000
 
@@ -208,6 +206,7 @@ def test_ranges_have_their_noise_and_their_gaps():
         assert error.std() == pytest.approx(scale, rel=0.03)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_readings_depend_on_neither_capacity_nor_batch_nor_slot_and_the_dead_are_inert():
     # A common drift, independent ones, and centimetres.
     sensors = gps(0.1, latency=1), gps(0.1, latency=1, common=0.0), rtk(0.1, latency=1)
@@ -243,6 +242,7 @@ def test_readings_depend_on_neither_capacity_nor_batch_nor_slot_and_the_dead_are
         assert abs(drawn[12, 2, :2] - drawn[9, 2, :2]).max() > 0.05 * float(sensor.drift[0])
 
 
+@pytest.mark.usefixtures("optimised")
 def test_what_is_seen_depends_on_neither_capacity_nor_batch():
     rng = np.random.default_rng(1)
     solid = Union(

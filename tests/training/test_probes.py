@@ -56,6 +56,7 @@ def test_a_memory_recalls_what_is_no_longer_seen(learn):
     assert score(learn("Recall", {"network.memory": 16, "minibatches": 1}, 30, steps=5)) > 0.95
 
 
+@pytest.mark.slow
 def test_without_memory_nothing_is_recalled(learn):
     assert 0.35 < score(learn("Recall", {"minibatches": 1}, 30, steps=5)) < 0.65
 

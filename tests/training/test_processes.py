@@ -35,13 +35,6 @@ ENVIRONMENT = os.environ | {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Group:
     """Processes of one command, with what they say; none outlives the context."""
 

@@ -25,7 +25,8 @@ def test_every_recipe_fits_spread(recipe):
     assert build("spread", recipe=recipe, **settings).config.recipe == recipe
 
 
-@pytest.mark.parametrize("recipe", ["mppo", "mappo_rnn"])
+# Spread takes all recipes in quick tests.
+@pytest.mark.parametrize("recipe", ["mppo", pytest.param("mappo_rnn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scenario", sorted({*scenario_names()} - {"spread", *DRONES, *VARIANTS}))
 def test_every_scenario_takes_recipes_with_and_without_maps(scenario, recipe):
     learner = build(scenario, recipe=recipe)
