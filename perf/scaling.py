@@ -55,8 +55,8 @@ def measure(scenario: str, overrides: dict, n_devices: int, rounds: int) -> dict
     import jax
 
     from swarm.build.scenario_files import load
-    from training.build import build_learner
     from training.config import load_training
+    from training.runs.build import build_learner
 
     loaded = load(scenario, overrides)
     learner = build_learner(loaded, load_training(loaded), n_devices)
@@ -90,7 +90,7 @@ def main(words: str) -> None:
     n, n_devices, i = told["processes"], told["devices"], told["process"]
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[(i * n_devices + d) % len(cores)] for d in range(n_devices)})
-    from training.processes import connected
+    from training.execution.processes import connected
 
     place = (told["coordinator"], n, i) if n > 1 else (None, None, None)
     with connected(*place, n_devices):

@@ -7,8 +7,8 @@ import pytest
 
 import swarm
 from swarm.build.scenario_files import load
-from training.build import build_learner
 from training.config import load_training
+from training.runs.build import build_learner
 
 LARGE_OUTPOST = {
     "world.size": [64, 64],

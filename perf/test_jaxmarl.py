@@ -14,9 +14,9 @@ import optax
 import pytest
 
 from swarm.build.scenario_files import load
-from training.build import build_learner
 from training.config import load_training
 from training.networks.layers import Perceptron
+from training.runs.build import build_learner
 
 # The settings of JaxMARL's baseline for MPE.
 WORLDS, ROLLOUT, EPOCHS, MINIBATCHES, RATE = 16, 128, 4, 4, 2.5e-4

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from swarm.build.scenario_files import load
-from training.build import build_learner
+from training.acting.rollout import collect
 from training.config import load_training
-from training.rollout import collect
+from training.runs.build import build_learner
 
 
 def learner_of(name, overrides):
@@ -37,7 +37,7 @@ BIRDS = {
     "world.raster": [32, 32],
     "world.steps": 64,
     "training.worlds": 8,
-    "training.rollout": 16,
+    "training.acting.rollout": 16,
     "training.epochs": 1,
     "training.minibatches": 4,
 }

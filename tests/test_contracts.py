@@ -17,7 +17,7 @@ import training
 from scenarios.flocking import Fields
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.population.hierarchy import reduce_groups
-from training.losses import generalised_advantage
+from training.credit.losses import generalised_advantage
 
 pytestmark = pytest.mark.optimised
 

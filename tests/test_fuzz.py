@@ -23,8 +23,8 @@ import tomli_w
 import scenarios
 from swarm import ConfigError, load, make
 from swarm.build.scenario_files import scenario_names
-from training.build import build_learner
 from training.config import load_training, recipe_names
+from training.runs.build import build_learner
 
 LONG = "x" * 10_000
 DATES = (datetime.date(1979, 5, 27), datetime.time(7, 32), datetime.datetime(1979, 5, 27, 7, 32))

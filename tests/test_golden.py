@@ -18,8 +18,8 @@ import pytest
 
 from swarm import make
 from swarm.build.scenario_files import load, scenario_names
-from training.build import build_learner
 from training.config import load_training, recipe_names
+from training.runs.build import build_learner
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ STEPS, SEGMENT, UPDATES = 64, 16, 5
 FILE = Path(__file__).with_name("golden.json")
 SMALL = {
     "training.worlds": 4,
-    "training.rollout": 8,
+    "training.acting.rollout": 8,
     "training.minibatches": 2,
     "training.epochs": 2,
     "training.steps": 4 * 8 * UPDATES,

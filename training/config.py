@@ -29,7 +29,7 @@ class CreditTable(Table):
         done: a trajectory ends with its group, or only with the world: then what the team gets after a group's end
             still counts for it, as far as it is shared (`reward`, `own_weight`, `value`).
         own_weight: weight of the own reward; the rest is the reward of all groups of the team together.
-        learn_own_weight: learn that weight, from `own_weight` on (`training.mixing`).
+        learn_own_weight: learn that weight, from `own_weight` on (`training.credit.mixing`).
         posthumous: share that a group is credited, after its death, of what the average survivor of its team earns.
         spawn: share that the group of a builder is credited of what the groups of those it builds earn.
     """
@@ -144,7 +144,7 @@ class TeacherTable(Table):
 
 
 class TrainingConfig(Table):
-    """Settings of a learner; `training/recipes/mppo.toml` says what each is for.
+    """Settings of a learner; `training/algorithms/recipes/mppo.toml` says what each is for.
 
     `teams` names who acts for each team (one name: for all): `learn`, `learn:NAME` for a network of its own,
     `scripted`, `random`, or the folder of a run, whose last policy acts and stays as it is.
@@ -234,7 +234,7 @@ def recipe_names() -> list[str]:
 
 
 def _recipes() -> Any:
-    return importlib.resources.files("training") / "recipes"
+    return importlib.resources.files("training") / "algorithms" / "recipes"
 
 
 def load_training(scenario: Scenario) -> TrainingConfig:

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib
 import os
 import shlex
 import sys
@@ -98,16 +99,24 @@ def again(*words: object) -> str:
     return f"python -m {shlex.join(str(word) for word in words)}"
 
 
-def import_training() -> Any:
-    """Import our `training` package, or say what stands in its way.
+def start(module: str, argv: Sequence[str] | None) -> int:
+    """Run the command of a module that is named: nothing here imports `training`, which stands above."""
+    try:
+        main = of_training(module).main if module.startswith("training.") else importlib.import_module(module).main
+    except ConfigError as error:
+        print(f"python -m swarm.{module.rpartition('.')[2]}: error: {error}", file=sys.stderr)
+        return 2
+    return main(argv)
+
+
+def of_training(module: str) -> Any:
+    """Import a module of our `training` package, or say what stands in its way.
 
     Raises:
-        ConfigError: a module of the user's hides it.
+        ConfigError: a module of the user's hides the package.
     """
     check_ours("training")
-    import training
-
-    return training
+    return importlib.import_module(module)
 
 
 def positive(text: str, most: int = 1_000_000) -> int:

@@ -12,8 +12,8 @@ import scenarios
 from swarm import ConfigError, load, make
 from swarm.build.scenario_files import scenario_names
 from swarm.core.toml import parse_overrides
-from training.build import build_learner
 from training.config import load_training
+from training.runs.build import build_learner
 
 
 def message_of(function, *arguments):
@@ -351,7 +351,10 @@ def test_every_shipped_recipe_validates(name):
         ({"training.credit.own_weight": 2.0}, ["credit.own_weight = 2.0", "less than or equal to 1"]),
         ({"training.learning_rate": -1.0}, ["learning_rate = -1.0", "greater than 0"]),
         ({"training.network.dilations": [1, 0]}, ["network.dilations", "at least 1"]),
-        ({"training.rollout": 7, "training.minibatches": 4}, ["minibatches = 4", "rollout = 7", "does not divide"]),
+        (
+            {"training.acting.rollout": 7, "training.minibatches": 4},
+            ["minibatches = 4", "rollout = 7", "does not divide"],
+        ),
     ],
 )
 def test_a_wrong_setting_of_the_learner_is_named_with_its_remedy(overrides, parts):

@@ -63,7 +63,7 @@ def test_commands_check_their_files_before_they_work(folder, command, words, mon
         raise AssertionError("worked first")
 
     monkeypatch.setattr("swarm.build.scenario_files.load", work)
-    monkeypatch.setattr("training.runs.RunFolder.open", work)
+    monkeypatch.setattr("training.runs.folders.RunFolder.open", work)
     assert command.main(words) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -21,10 +21,10 @@ from swarm.dynamics import load_airframe
 from swarm.geometry.terrain import HeightMap
 from swarm.play.episodes import _keys, play
 from swarm.play.telemetry.replay import Recording
-from training.build import build_learner
 from training.config import load_training
-from training.restore import restore_minds
-from training.runs import RunFolder
+from training.runs.build import build_learner
+from training.runs.folders import RunFolder
+from training.runs.restore import restore_minds
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +218,7 @@ def test_no_kind_has_more_slots_than_can_be(name, kind):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"training.rollout": 10**9},
+        {"training.acting.rollout": 10**9},
         {"world.landmarks": 10**9},
         {"observation.others": 10**9},
         {"training.network.hidden": 10**9},

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from swarm.build.scenario_files import load
-from training.build import build_learner
 from training.config import load_training
-from training.processes import connected, is_first
+from training.execution.processes import connected, is_first
+from training.runs.build import build_learner
 
 SMALL = {"training.network.encoders": ["entity"], "training.network.hidden": 4, "training.learning_rate": 1e-2}
 LEARNERS = {"mppo": {}, "impala": {"training.recipe": "impala", "training.epochs": 1}}

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-import swarm.train
-import training.loop
+import training.commands.train
+import training.runs.loop
 from swarm import train
-from training.checkpoints import _named_arrays
+from training.runs.checkpoints import _named_arrays
 
 # Four updates, all saved and two evaluated; some metrics are not always defined.
 TINY = [
@@ -23,7 +23,7 @@ TINY = [
 def make_run(rivals: str, runs: Path, *words: str) -> Path:
     """Train without what comes after training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(swarm.train, "_finish", lambda *_: None)
+        patch.setattr(training.commands.train, "_finish", lambda *_: None)
         assert train.main([rivals, *TINY, "--runs", str(runs), *words]) == 0
     return next(runs.iterdir())
 
@@ -39,8 +39,8 @@ def take_up(*words: object) -> tuple[int, list]:
     """Resume without training on; returns the exit code and the runs as they stand then, in groups."""
     groups = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(swarm.train, "_finish", lambda *_: None)
-        patch.setattr(training.loop, "train", groups.append)
+        patch.setattr(training.commands.train, "_finish", lambda *_: None)
+        patch.setattr(training.runs.loop, "train", groups.append)
         code = train.main(["--resume", *map(str, words)])
     return code, groups
 

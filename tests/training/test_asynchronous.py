@@ -10,10 +10,10 @@ import pytest
 from swarm import train
 from swarm.build.scenario_files import load
 from swarm.core.errors import ConfigError
-from training.asynchronous import ActorError, Asynchronous, Collector
-from training.build import build_learner
 from training.config import load_training
-from training.runs import RunFolder
+from training.execution.asynchronous import ActorError, Asynchronous, Collector
+from training.runs.build import build_learner
+from training.runs.folders import RunFolder
 
 SETTINGS = {
     "training.recipe": "impala",

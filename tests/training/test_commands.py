@@ -16,7 +16,7 @@ import pytest
 from test_resume import arrays
 
 from swarm import evaluate, plot, simulate, train
-from training.runs import RunFolder
+from training.runs.folders import RunFolder
 
 # Checkpoints; each takes a third of a second.
 FEW = ["training.checkpoint_every=20"]

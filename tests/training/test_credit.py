@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from training.config import CreditTable
-from training.credit import Membership, Trajectory, advantages, mix_reward, separate
+from training.credit.trajectories import Membership, Trajectory, advantages, mix_reward, separate
 
 GAMMA = LAMBDA = 0.5  # decay 1/4 per step; all numbers below are exact
 OWN = CreditTable()

@@ -12,8 +12,8 @@ import pytest
 from runs import copy_of, make_run, state_of, take_up
 
 from swarm import evaluate, plot
-from training.checkpoints import Checkpoints
-from training.runs import RunFolder
+from training.runs.checkpoints import Checkpoints
+from training.runs.folders import RunFolder
 
 NUMBER = re.compile(rb"-?\d+(\.\d+)?(e[-+]?\d+)?")
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from training.distributions import TanhNormal
+from training.networks.distributions import TanhNormal
 
 # From the least to the largest deviation that a network can ask for, and beyond either.
 LOG_STDS = np.linspace(-4.5, 1.5, 13)

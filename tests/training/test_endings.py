@@ -10,13 +10,13 @@ import pytest
 
 from swarm.build.scenario_files import load
 from swarm.simulation import restart
-from training.build import build_learner
+from training.acting.rollout import collect
+from training.algorithms.learner import run_key
 from training.config import load_training
-from training.learner import run_key
-from training.rollout import collect
+from training.runs.build import build_learner
 
 WORLDS, STEPS = 5, 10
-SETTINGS = {"training.worlds": WORLDS, "training.rollout": STEPS, "training.minibatches": 1, "world.steps": 4}
+SETTINGS = {"training.worlds": WORLDS, "training.acting.rollout": STEPS, "training.minibatches": 1, "world.steps": 4}
 
 
 @pytest.fixture(scope="module")

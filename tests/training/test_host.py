@@ -18,13 +18,13 @@ from swarm import evaluate, train
 from swarm.build.scenario_files import Scenario, load
 from swarm.build.simulators import build_simulator
 from swarm.core.errors import ConfigError
-from training.asynchronous import Alternating, Asynchronous
-from training.build import build_learner
+from training.acting.rollout import collect, start
+from training.algorithms.learner import run_key
 from training.config import load_training
-from training.host import HostCollector
-from training.learner import run_key
-from training.rollout import collect, start
-from training.runs import RunFolder
+from training.execution.asynchronous import Alternating, Asynchronous
+from training.execution.host import HostCollector
+from training.runs.build import build_learner
+from training.runs.folders import RunFolder
 
 SIGNS = str(Path(__file__).parent / "signs.toml")
 
@@ -266,7 +266,13 @@ def test_a_crash_ends_the_run_with_its_error_and_a_checkpoint(actors, tmp_path, 
 
 def test_a_crash_in_an_evaluation_saves_too(tmp_path, capsys):
     # Evaluations take up to eight steps in processes of their own.
-    words = [SIGNS, "environment=hosts:Bomb", "options.fuse=5", "training.evaluate_every=1", "training.rollout=4"]
+    words = [
+        SIGNS,
+        "environment=hosts:Bomb",
+        "options.fuse=5",
+        "training.evaluate_every=1",
+        "training.acting.rollout=4",
+    ]
     assert train.main([*words, "--runs", str(tmp_path)]) == 2
     assert "saved after 1 updates" in capsys.readouterr().err
     assert nobody_left()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from swarm.build.scenario_files import load
-from training.build import build_learner
+from training.algorithms.reductions import AXIS
 from training.config import load_training
-from training.reductions import AXIS
+from training.runs.build import build_learner
 
 SETTINGS = {
     "training.recipe": "impala",

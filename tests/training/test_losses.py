@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from training.losses import clipped_policy_loss, clipped_value_loss, generalised_advantage, vtrace
+from training.credit.losses import clipped_policy_loss, clipped_value_loss, generalised_advantage, vtrace
 
 T = 9
 fixed = settings(deadline=None, derandomize=True, max_examples=40)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from swarm.build.scenario_files import load
-from training.build import build_learner
 from training.config import load_training
+from training.runs.build import build_learner
 
 
 def learner_of(source, overrides, n_devices=1):
@@ -70,7 +70,7 @@ SMALL_OUTPOST = {
     "population.light.capacity": 3,
     "population.heavy.initial": 1,
     "population.heavy.capacity": 2,
-    "training.rollout": 8,
+    "training.acting.rollout": 8,
     "training.network.channels": 4,
     "training.network.dilations": [1],
     "training.network.hidden": 8,

@@ -12,14 +12,14 @@ import scipy.stats
 from swarm import make
 from swarm.build.scenario_files import load
 from swarm.simulation.types import Observation
-from training.build import build_learner
+from training.acting.rollout import N_STATUS_BITS
 from training.config import load_training
-from training.distributions import Categorical, TanhNormal
 from training.networks import Minds, Network
 from training.networks.critics import AttentionPool
+from training.networks.distributions import Categorical, TanhNormal
 from training.networks.layers import Attention, KindHead, Places
 from training.networks.memory import Recurrence
-from training.rollout import N_STATUS_BITS
+from training.runs.build import build_learner
 
 KEY = jax.random.key(0)
 

@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from swarm.build.scenario_files import load
-from training.build import build_learner
+from training.algorithms.reductions import AXIS, mean_and_variance
 from training.config import load_training
-from training.normalise import ValueScale
-from training.reductions import AXIS, mean_and_variance
+from training.networks.normalise import ValueScale
+from training.runs.build import build_learner
 
 TARGETS = [(0.0, 1.0), (100.0, 1.0), (3e3, 1.0), (-3e3, 1.0), (1e4, 1.0), (1e5, 10.0), (1e5, 100.0), (0.0, 1e5)]
 
@@ -63,7 +63,7 @@ def test_the_scale_is_that_of_all_that_was_seen_with_weights_that_fade():
 
 SETTINGS = {
     "training.worlds": 8,
-    "training.rollout": 8,
+    "training.acting.rollout": 8,
     "training.epochs": 1,
     "training.minibatches": 2,
     "training.normalise_value": True,

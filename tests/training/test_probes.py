@@ -3,12 +3,12 @@
 import pytest
 
 from swarm.build.scenario_files import load
-from training.build import build_learner
 from training.config import load_training
+from training.runs.build import build_learner
 
 QUICK = {
     "training.worlds": 32,
-    "training.rollout": 8,
+    "training.acting.rollout": 8,
     "training.epochs": 4,
     "training.minibatches": 2,
     "training.learning_rate": 1e-2,

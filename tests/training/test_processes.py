@@ -19,11 +19,11 @@ from swarm.build.scenario_files import load
 from swarm.core.errors import ConfigError
 from swarm.core.interrupts import stop_requested
 from swarm.train import main
-from training import processes
-from training.build import build_learner
 from training.config import load_training
-from training.loop import Run, train
-from training.runs import EVALUATIONS, METRICS, Checkpoints, RunFolder
+from training.execution import processes
+from training.runs.build import build_learner
+from training.runs.folders import EVALUATIONS, METRICS, Checkpoints, RunFolder
+from training.runs.loop import Run, train
 
 HERE = Path(__file__).parent
 # Enough updates to be interrupted in their midst.
@@ -199,7 +199,7 @@ def test_a_process_that_hangs_is_taken_for_dead(rivals, tmp_path):
 @pytest.mark.slow
 def test_processes_with_other_settings_are_refused(rivals, tmp_path):
     one, other = training(2, *fresh(rivals, tmp_path))
-    with Group(one, (*other, "training.rollout=16", "--seed", 1)) as group:
+    with Group(one, (*other, "training.acting.rollout=16", "--seed", 1)) as group:
         (_, _, err_0), (code, _, err) = group.ends()
     assert code == 2
     assert "process 1 was started with other settings than process 0: seeds, training" in last_words(err)
@@ -270,7 +270,7 @@ def test_launchers_are_left_to_jax_but_for_the_devices_of_a_process(monkeypatch,
 
 def test_a_killed_process_has_a_last_word():
     program = (
-        "import os\nfrom training.processes import Will\n"
+        "import os\nfrom training.execution.processes import Will\n"
         "Will('one').revoke()\nwill = Will('two')\nwill.set_remedy('do so')\nos.abort()"
     )
     words = [sys.executable, "-c", program]

@@ -8,7 +8,7 @@ import pytest
 
 from swarm.build.scenario_files import load
 from training.config import load_training
-from training.progress import Progress
+from training.runs.progress import Progress
 
 
 class Terminal(io.StringIO):

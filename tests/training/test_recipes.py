@@ -4,8 +4,8 @@ import pytest
 
 from swarm.build.scenario_files import load, scenario_names
 from swarm.core.errors import ConfigError
-from training.build import build_learner
 from training.config import load_training, recipe_names
+from training.runs.build import build_learner
 
 DRONES = ("crossing", "delivery", "patrol", "vasarhelyi")
 # Other numbers for rules that stand here by themselves.

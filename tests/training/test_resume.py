@@ -18,9 +18,9 @@ import pytest
 
 from swarm.build.scenario_files import load
 from swarm.train import main
-from training.build import build_learner
 from training.config import load_training
-from training.runs import EVALUATIONS, Checkpoints, RunFolder, _named_arrays
+from training.runs.build import build_learner
+from training.runs.folders import EVALUATIONS, Checkpoints, RunFolder, _named_arrays
 
 
 def arrays(folder: Path):

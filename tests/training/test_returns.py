@@ -11,16 +11,16 @@ from probes import Duel
 from swarm import make
 from swarm.build.scenario_files import load
 from swarm.simulation.policy import AbstractPolicy
-from training.build import build_learner, build_teams
+from training.algorithms.reductions import AXIS
 from training.config import load_training
-from training.evaluation import evaluate
-from training.reductions import AXIS
+from training.runs.build import build_learner, build_teams
+from training.runs.evaluation import evaluate
 
 # Each of three teams of one takes 1 from the next where it says yes, in four steps.
 LEVELS = 'levels = ["player", "pair", "all"]\npair = "modulo:2"\nall = "global"\n'
 SETTINGS = {
     "training.worlds": 4,
-    "training.rollout": 8,
+    "training.acting.rollout": 8,
     "training.epochs": 1,
     "training.minibatches": 1,
     "training.network.encoders": ["entity"],
@@ -46,7 +46,7 @@ def duel(tmp_path_factory):
 
 def played(duel, learns, monkeypatch):
     """Means over the episodes of who says yes, against random ones who say no."""
-    monkeypatch.setattr("training.teams.RandomPolicy.of", lambda rules: Says(0))
+    monkeypatch.setattr("training.acting.teams.RandomPolicy.of", lambda rules: Says(0))
     scenario = load(duel, {"training.teams": ["learn" if learn else "random" for learn in learns]})
     teams = build_teams(scenario, load_training(scenario), simulator := make(scenario))
     found = evaluate(simulator, teams.with_opponents(Says(1)), seed=0, n_episodes=2)

@@ -17,22 +17,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from runs import copy_of, make_run, state_of, take_up
 
 import swarm.train
-import training.loop
+import training.runs.loop
 from swarm import evaluate, make, plot, simulate, train
 from swarm.build.scenario_files import load
 from swarm.commands.parsing import again
 from swarm.core import strict_json
 from swarm.core.errors import ConfigError, RunError
-from training.checkpoints import Checkpoints
-from training.checksums import checksums
+from training.acting.rollout import EpisodeSums
 from training.config import load_training
-from training.contained import contained
-from training.evaluation import summarise
-from training.events import SummaryWriter
-from training.loop import Run, _check_finite, _row
-from training.restore import frozen_policy, restore_minds
-from training.rollout import EpisodeSums
-from training.runs import EVALUATIONS, METRICS, RunFolder
+from training.runs.checkpoints import Checkpoints
+from training.runs.checksums import checksums
+from training.runs.contained import contained
+from training.runs.events import SummaryWriter
+from training.runs.folders import EVALUATIONS, METRICS, RunFolder
+from training.runs.loop import Run, _check_finite, _row
+from training.runs.restore import frozen_policy, restore_minds
+from training.runs.statistics import summarise
 
 
 @pytest.fixture(scope="module")
@@ -444,7 +444,7 @@ def test_a_full_disk_at_the_evaluation_is_one_line(capsys, run, monkeypatch):
     line = fails(capsys, evaluate, run, "--episodes", "2")
     assert "evaluation.json" in line
     assert "make room" in line
-    monkeypatch.setattr(training.loop, "train", lambda runs: None)
+    monkeypatch.setattr(training.runs.loop, "train", lambda runs: None)
     line = fails(capsys, swarm.train, "--resume", run, "--episodes", "2")
     assert "evaluation.json" in line
     assert "make room" in line

@@ -10,11 +10,11 @@ from jax.sharding import PartitionSpec
 from swarm import make
 from swarm.build.scenario_files import load
 from swarm.build.simulators import grouping_of
-from training.build import build_learner
+from training.algorithms.reductions import AXIS
 from training.config import CreditTable, load_training
-from training.credit import Trajectory, advantages, group_by, mix_reward, own_weights, reward_streams
-from training.reductions import AXIS
-from training.sides import Sides, separate
+from training.credit.sides import Sides, separate
+from training.credit.trajectories import Trajectory, advantages, group_by, mix_reward, own_weights, reward_streams
+from training.runs.build import build_learner
 
 GLOBAL = dict.fromkeys(("reward", "value", "log_prob", "entropy", "advantage"), "global")
 T, G = 12, 6
@@ -241,7 +241,7 @@ def test_teams_are_told_apart_where_several_learn(teams, n_groups, duel):
 
 SMALL = {
     "training.worlds": 4,
-    "training.rollout": 4,
+    "training.acting.rollout": 4,
     "training.epochs": 1,
     "training.minibatches": 1,
     "training.network.encoders": ["entity"],

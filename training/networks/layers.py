@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from training.convolution import convolution3x3
+from training.networks.convolution import convolution3x3
 
 _orthogonal = jax.nn.initializers.orthogonal
 

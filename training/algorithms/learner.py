@@ -13,8 +13,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.simulator import Simulator
 from swarm.simulation.types import Observation
+from training.acting.policy import TeamPolicy
+from training.acting.rollout import Actors, EpisodeSums, Experience, Stage, collect, start
+from training.algorithms.reductions import AXIS, count, mean_and_variance, mean_over, over_devices, part_of_mean
 from training.config import TrainingConfig
-from training.credit import (
+from training.credit.mixing import OwnWeight
+from training.credit.sides import Sides, separate
+from training.credit.trajectories import (
     GroupBy,
     Membership,
     People,
@@ -24,14 +29,9 @@ from training.credit import (
     own_weights,
     reward_streams,
 )
-from training.distributions import AbstractDistribution, Raw, distribution_of
-from training.mixing import OwnWeight
 from training.networks import Minds, Network
-from training.normalise import ValueScale
-from training.policy import TeamPolicy
-from training.reductions import AXIS, count, mean_and_variance, mean_over, over_devices, part_of_mean
-from training.rollout import Actors, EpisodeSums, Experience, Stage, collect, start
-from training.sides import Sides, separate
+from training.networks.distributions import AbstractDistribution, Raw, distribution_of
+from training.networks.normalise import ValueScale
 
 
 class Learned(eqx.Module):

@@ -9,8 +9,8 @@ from swarm.core.errors import ConfigError
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.random_policy import RandomPolicy
 from swarm.simulation.rules import AbstractRules
+from training.acting.policy import NetworkPolicy, TeamPolicy
 from training.networks import Minds
-from training.policy import NetworkPolicy, TeamPolicy
 
 
 class Teams(NamedTuple):

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from training.config import TrainingConfig
-from training.evaluation import mean_where_defined
+from training.runs.statistics import mean_where_defined
 
 _SHOWN = (
     ("return", "episode/return", "{:.1f}"),

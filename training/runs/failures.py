@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from swarm.adapters.environments import HostError
 from swarm.core.errors import RunError, SwarmError
-from training.runs import RunFolder
+from training.runs.folders import RunFolder
 
 FILE = "error.txt"
 

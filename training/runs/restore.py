@@ -8,14 +8,14 @@ from jax.sharding import Mesh
 
 from swarm.core.errors import RunError
 from swarm.simulation.simulator import Simulator
-from training.checkpoints import Checkpoints, DamagedError
+from training.runs.checkpoints import Checkpoints, DamagedError
 from training.config import TrainingConfig, load_training
-from training.credit import GroupBy
-from training.mppo import MPPO
+from training.credit.trajectories import GroupBy
+from training.algorithms.mppo import MPPO
 from training.networks import Minds
-from training.policy import NetworkPolicy
-from training.reductions import AXIS
-from training.runs import RunFolder
+from training.acting.policy import NetworkPolicy
+from training.algorithms.reductions import AXIS
+from training.runs.folders import RunFolder
 
 
 def restore_minds(folder: RunFolder, simulator: Simulator, *, best: bool = False, update: int | None = None) -> Minds:

@@ -1,6 +1,7 @@
 """Experience of host environments: their processes step, one compiled program chooses, another takes in what followed.
 
-A rollout is of the same form as that of `training.rollout.collect`, so that whoever learns cannot tell them apart.
+A rollout is of the same form as that of `collect` (`training.acting.rollout`), so that whoever learns cannot tell them
+apart.
 """
 
 import threading
@@ -15,10 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from swarm.adapters.host import HostRules, advance, begin
 from swarm.adapters.workers import Steps, Workers
 from swarm.simulation.types import TimeStep, World
-from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
-from training.networks import Memory
-from training.normalise import ValueScale
-from training.rollout import (
+from training.acting.rollout import (
     Actors,
     EpisodeSums,
     Experience,
@@ -30,6 +28,9 @@ from training.rollout import (
     outcome,
     start_others,
 )
+from training.algorithms.learner import AbstractLearner, Learned, put, rollout_key, run_key
+from training.networks import Memory
+from training.networks.normalise import ValueScale
 
 
 class HostCollector:

@@ -13,12 +13,12 @@ from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.restart import chunk_size, for_each_marked, rows, with_rows
 from swarm.simulation.simulator import Simulator
 from swarm.simulation.types import Observation, TimeStep, World
-from training.credit import GroupBy, Membership, People
-from training.distributions import AbstractDistribution, Raw
+from training.acting.policy import TeamPolicy
+from training.acting.returns import by_team_and_kind, named_returns
+from training.credit.trajectories import GroupBy, Membership, People
 from training.networks import Memory, Minds
-from training.normalise import ValueScale
-from training.policy import TeamPolicy
-from training.returns import by_team_and_kind, named_returns
+from training.networks.distributions import AbstractDistribution, Raw
+from training.networks.normalise import ValueScale
 
 
 class Actors(eqx.Module):

@@ -5,8 +5,8 @@ from typing import Any
 
 from swarm.core import strict_json
 from swarm.core.errors import RunError
-from training.evaluation import defined
-from training.runs import EVALUATIONS, RunFolder
+from training.runs.folders import EVALUATIONS, RunFolder
+from training.runs.statistics import defined
 
 # Names of marl-eval may hold no commas, and a metric of ours may hold slashes.
 _REPLACED = str.maketrans({",": "_", "/": "_"})

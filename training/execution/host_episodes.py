@@ -13,8 +13,8 @@ from swarm.adapters.workers import Steps, Workers
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.simulator import Simulator
 from swarm.simulation.types import Action, Observation, World
-from training.evaluation import Tally
-from training.host import entropy_of, select
+from training.acting.tally import Tally
+from training.execution.host import entropy_of, select
 
 
 def play_episodes(

@@ -23,12 +23,12 @@ from jaxtyping import Array, Int, PyTree
 from swarm.adapters.environments import HostError
 from swarm.adapters.host import HostRules
 from swarm.core.errors import RunError, SwarmError, brief
-from training.host import HostCollector
-from training.impala import IMPALA
-from training.learner import AbstractLearner, Learned, put, rollout_key, run_key
-from training.normalise import ValueScale
-from training.reductions import AXIS
-from training.rollout import Actors, Experience, collect, start
+from training.acting.rollout import Actors, Experience, collect, start
+from training.algorithms.impala import IMPALA
+from training.algorithms.learner import AbstractLearner, Learned, put, rollout_key, run_key
+from training.algorithms.reductions import AXIS
+from training.execution.host import HostCollector
+from training.networks.normalise import ValueScale
 
 
 class ActorError(RunError):

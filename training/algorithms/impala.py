@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from training.learner import AbstractLearner, Groups, Learned, Rows
+from training.acting.rollout import Experience
+from training.algorithms.learner import AbstractLearner, Groups, Learned, Rows
+from training.algorithms.reductions import count, part_of_mean, sum_over_devices
+from training.credit.sides import separate
 from training.networks import Minds
-from training.normalise import ValueScale
-from training.reductions import count, part_of_mean, sum_over_devices
-from training.rollout import Experience
-from training.sides import separate
+from training.networks.normalise import ValueScale
 
 
 class IMPALA(AbstractLearner):

@@ -8,8 +8,8 @@ from jaxtyping import Array, Int, Key, PyTree
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.rules import AbstractRules
 from swarm.simulation.types import Action, Observation, World
-from training.distributions import AbstractDistribution, distribution_of
 from training.networks import Memory, Minds
+from training.networks.distributions import AbstractDistribution, distribution_of
 
 
 class NetworkPolicy(AbstractPolicy):

@@ -15,16 +15,16 @@ from swarm.core.errors import ConfigError
 from swarm.core.memory import check_bytes, n_bytes
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.simulator import Simulator
-from training.asynchronous import Alternating, Asynchronous
-from training.config import TrainingConfig
-from training.credit import group_by
-from training.impala import IMPALA
-from training.learner import AbstractLearner, Learned
-from training.mppo import MPPO
-from training.reductions import AXIS
-from training.restore import frozen_policy
-from training.runs import RunFolder
-from training.teams import Teams, assign, policy_named
+from training.execution.asynchronous import Alternating, Asynchronous
+from training.config import TrainingConfig, load_training
+from training.credit.trajectories import group_by
+from training.algorithms.impala import IMPALA
+from training.algorithms.learner import AbstractLearner, Learned
+from training.algorithms.mppo import MPPO
+from training.algorithms.reductions import AXIS
+from training.runs.restore import frozen_policy
+from training.runs.folders import RunFolder
+from training.acting.teams import Teams, assign, policy_named
 
 
 def build_learner(
@@ -100,7 +100,7 @@ def _check_memory(scenario: Scenario, config: TrainingConfig, simulator: Simulat
     """Refuse what takes more than all memory: parameters, worlds, and what the networks read in a rollout."""
     world, timestep = jax.eval_shape(simulator.reset, jax.random.key(0))
     rollout = config.rollout * n_bytes(learned.network.keep(timestep.observation))
-    where = f"{scenario.source}: training.worlds = {config.worlds}, training.rollout = {config.rollout}"
+    where = f"{scenario.source}: training.worlds = {config.worlds}, training.acting.rollout = {config.rollout}"
     check_bytes(n_bytes(learned) + config.worlds * (n_bytes(world) + rollout), where)
 
 
@@ -109,6 +109,13 @@ def build_teams(scenario: Scenario, config: TrainingConfig, simulator: Simulator
     where = f"{scenario.place('training.teams')}: training.teams"
     frozen = _frozen(simulator, where, '"learn", "learn:NAME", "scripted", "random"')
     return assign(config.teams, simulator.rules, frozen, where=where)
+
+
+def policy_of_run(path: Path, scenario: Scenario, simulator: Simulator) -> AbstractPolicy:
+    """What a run learned, as a policy for all teams: those that did not learn act as they did then."""
+    folder = RunFolder.open(path)
+    teams = build_teams(scenario, load_training(folder.scenario()), simulator)
+    return teams.with_opponents(frozen_policy(folder, simulator))
 
 
 def build_teacher(scenario: Scenario, config: TrainingConfig, simulator: Simulator) -> AbstractPolicy | None:

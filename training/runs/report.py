@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.evaluation import interquartile_mean, interval, mean_where_defined
-from training.runs import EVALUATIONS, RunFolder
+from training.runs.folders import EVALUATIONS, RunFolder
+from training.runs.statistics import interquartile_mean, interval, mean_where_defined
 
 
 def plot_curve(rows: list[dict[str, Any]], keys: Sequence[str], path: Path) -> None:

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from training.learner import AbstractLearner, Learned, Rows, run_key
-from training.losses import clipped_policy_loss, clipped_value_loss
-from training.mixing import OwnWeight
+from training.acting.rollout import Experience
+from training.algorithms.learner import AbstractLearner, Learned, Rows, run_key
+from training.algorithms.reductions import count, part_of_mean, sum_over_devices
+from training.credit.losses import clipped_policy_loss, clipped_value_loss
+from training.credit.mixing import OwnWeight
+from training.credit.sides import separate
 from training.networks import Minds
-from training.normalise import ValueScale
-from training.reductions import count, part_of_mean, sum_over_devices
-from training.rollout import Experience
-from training.sides import separate
+from training.networks.normalise import ValueScale
 
 
 class Batch(eqx.Module):

@@ -20,8 +20,8 @@ from swarm.population.grouping import RULES, AbstractGrouping, EachNode, Nodes
 from swarm.population.hierarchy import broadcast_groups, reduce_groups
 from swarm.simulation.types import World
 from training.config import CreditTable
-from training.losses import generalised_advantage, vtrace
-from training.sides import Sides, greatest, separate, team_totals
+from training.credit.losses import generalised_advantage, vtrace
+from training.credit.sides import Sides, greatest, separate, team_totals
 
 Separable = Literal["reward", "value", "log_prob", "entropy", "advantage", "done"]
 

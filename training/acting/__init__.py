@@ -1,0 +1,1 @@
+"""Who acts: policies for teams, collecting experience, what episodes returned."""

@@ -1,0 +1,1 @@
+"""What learns: M-PPO and IMPALA, and their recipes."""

@@ -1,0 +1,1 @@
+"""What `python -m swarm.train`, `evaluate` and `plot` run."""

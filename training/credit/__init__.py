@@ -1,0 +1,1 @@
+"""Whose reward, value and advantage is whose: trajectories of groups, mixtures, losses."""

@@ -1,0 +1,1 @@
+"""Where it runs: processes, host environments, actors that run by themselves."""
