@@ -1,19 +1,18 @@
 """What the packages promise each other: who imports whom, that shapes are checked, and that the compiler is sound."""
 
-import ast
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from importlinter.cli import lint_imports
 from jaxtyping import TypeCheckError
 
-import scenarios
 import swarm
-import training
 from scenarios.flocking import Fields
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.population.hierarchy import reduce_groups
@@ -21,49 +20,39 @@ from training.credit.losses import generalised_advantage
 
 pytestmark = pytest.mark.optimised
 
-# The command line stands above all packages: it may use any. `commands` holds what the commands share.
-COMMANDS = {"__main__", "parsing", "evaluate", "plot", "simulate", "train"}
+ROOT = Path(swarm.__file__).parents[1]
 
 
-def modules(package):
-    return sorted(Path(package.__file__).parent.glob("**/*.py"))
+def test_imports_point_down_and_no_two_files_import_each_other(capsys):
+    assert lint_imports(str(ROOT / "pyproject.toml"), no_cache=True) == 0, capsys.readouterr().out
 
 
-def imported(path):
-    """Top-level names of the packages that a module imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.add(node.module.partition(".")[0])
-    return names
-
-
-ENGINE = [path for path in modules(swarm) if path.stem not in COMMANDS]
-
-
-def test_the_walk_finds_modules_and_their_imports():
-    # Otherwise the tests below would pass on nothing.
-    assert {"entities", "simulator", "tables"} <= {path.stem for path in ENGINE}
-    assert {"swarm", "jax", "equinox"} <= imported(Path(scenarios.__file__).parent / "outpost.py")
-    assert "swarm" in imported(Path(training.__file__).parent / "credit.py")
-
-
-@pytest.mark.parametrize("path", ENGINE, ids=lambda path: path.stem)
-def test_the_engine_imports_neither_scenarios_nor_training(path):
-    assert not imported(path) & {"scenarios", "training"}
-
-
-@pytest.mark.parametrize("path", modules(scenarios), ids=lambda path: path.stem)
-def test_scenarios_do_not_import_training(path):
-    assert "training" not in imported(path)
-
-
-@pytest.mark.parametrize("path", modules(training), ids=lambda path: path.stem)
-def test_training_knows_no_scenario(path):
-    assert "scenarios" not in imported(path)
+def test_the_contracts_see_what_breaks_them(tmp_path, capsys, monkeypatch):
+    # A house of the same shape, whose lowest floor imports the highest, and whose files import each other.
+    for floor in ("core", "geometry"):
+        (tmp_path / "house" / floor).mkdir(parents=True)
+        (tmp_path / "house" / floor / "__init__.py").touch()
+    (tmp_path / "house" / "__init__.py").touch()
+    (tmp_path / "house/core/one.py").write_text("def f():\n    import house.geometry\n")
+    (tmp_path / "house/geometry/one.py").write_text("import house.geometry.two\n")
+    (tmp_path / "house/geometry/two.py").write_text("def f():\n    import house.geometry.one\n")
+    contracts = """
+        [tool.importlinter]
+        root_package = "house"
+        [[tool.importlinter.contracts]]
+        name = "floors"
+        type = "layers"
+        containers = ["house"]
+        layers = ["geometry", "core"]
+        [[tool.importlinter.contracts]]
+        name = "circles"
+        type = "acyclic_siblings"
+        ancestors = ["house"]
+    """
+    (tmp_path / "pyproject.toml").write_text(textwrap.dedent(contracts))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert lint_imports(str(tmp_path / "pyproject.toml"), no_cache=True) == 1
+    assert {"floors BROKEN", "circles BROKEN"} <= {line.strip() for line in capsys.readouterr().out.splitlines()}
 
 
 @pytest.mark.parametrize(

@@ -323,7 +323,7 @@ def test_a_run_folder_holds_what_it_depends_on(rivals, ready, tmp_path, monkeypa
 
 
 def train_recipes():
-    return Path(training.__file__).parent / "recipes"
+    return Path(training.__file__).parent / "algorithms" / "recipes"
 
 
 def test_a_file_that_names_files_means_those_beside_it(rivals, tmp_path, monkeypatch):
