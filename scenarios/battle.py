@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.battle_config import BattleConfig
 from scenarios.battle_layout import KINDS, Layout, layout
-from scenarios.compass import MOVES
+from scenarios.common.compass import MOVES
 from swarm.geometry.space import AbstractSpace, Open, Walled
 from swarm.neighbors.questions import AbstractNeighborSearch, Among, Nearest
 from swarm.neighbors.search import neighbor_search

@@ -7,7 +7,7 @@ import numpy as np
 import pydantic
 
 from scenarios.battle_layout import KINDS, layout
-from scenarios.tables import Amount, Positive, Share, SpaceTable, Weight
+from scenarios.common.tables import Amount, Positive, Share, SpaceTable, Weight
 from swarm.core.tables import Population, ScenarioConfig, Table
 from swarm.neighbors.search import SearchTable
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.battle import AHEAD, HEALTH, LEFT, N_MOVES, WAIT, Battle, mean_over
-from scenarios.compass import move_towards
+from scenarios.common.compass import move_towards
 from swarm.geometry.space import length
 from swarm.geometry.vectors import norm
 from swarm.population.hierarchy import reduce_groups

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from scenarios.common.flying import Craft, Flying
 from scenarios.crossing_config import CrossingConfig
-from scenarios.flying import Craft, Flying
 from swarm.core.rounding import rounded
 from swarm.geometry.obstacles import Balls
 from swarm.geometry.space import Open

@@ -2,7 +2,7 @@
 
 import pydantic
 
-from scenarios.tables import AirTable, Amount, BoxTable, DroneTable, Few, Positive, Weight
+from scenarios.common.tables import AirTable, Amount, BoxTable, DroneTable, Few, Positive, Weight
 from swarm.core.tables import ScenarioConfig, Table
 from swarm.dynamics.drones import ControlTable
 from swarm.neighbors.search import SearchTable

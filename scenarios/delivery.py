@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from scenarios.common.flying import Craft
+from scenarios.common.level import Level, polar
 from scenarios.delivery_config import DeliveryConfig
 from scenarios.delivery_parcels import Orders, Parcels, picked
-from scenarios.flying import Craft
-from scenarios.level import Level, polar
 from swarm.core.rounding import rounded
 from swarm.geometry.vectors import norm
 from swarm.neighbors.questions import AbstractNeighborSearch, Nearest

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from scenarios import flocking_order as order
+from scenarios.common import order
 from scenarios.flocking_config import FlockingConfig
 from swarm.core.rounding import rounded
 from swarm.geometry.space import Periodic, square_length
@@ -286,7 +286,7 @@ class Flocking(AbstractRules):
         return jnp.zeros((), bool)
 
     def metrics(self, world: World) -> dict[str, Float[Array, ""]]:
-        """Order parameters (`scenarios.flocking_order`).
+        """Order parameters (`scenarios.common.order`).
 
         polarisation: length of the mean unit velocity.
         milling: rotation about the centre of mass.

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pydantic
 
-from scenarios.tables import Amount, Positive, Share, Steps, Weight
+from scenarios.common.tables import Amount, Positive, Share, Steps, Weight
 from swarm.core.tables import Population, ScenarioConfig, Table
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from scenarios.flying import Craft
-from scenarios.level import Level, polar
+from scenarios.common.flying import Craft
+from scenarios.common.level import Level, polar
 from scenarios.patrol_config import PatrolConfig
 from swarm.comms.links import Loss
 from swarm.comms.radios import Mail, SumRadio

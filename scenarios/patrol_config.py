@@ -2,7 +2,7 @@
 
 import pydantic
 
-from scenarios.tables import (
+from scenarios.common.tables import (
     AirTable,
     Amount,
     AvoidanceTable,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from scenarios.compass import MOVES
+from scenarios.common.compass import MOVES
 from scenarios.pursuit_config import PursuitConfig
 from scenarios.pursuit_steering import Sight, Surface, flee
 from swarm.dynamics import Motion, VelocityLag

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pydantic
 
-from scenarios.tables import Amount, Few, Positive, SpaceTable, Weight
+from scenarios.common.tables import Amount, Few, Positive, SpaceTable, Weight
 from swarm.core.tables import Population, ScenarioConfig, Table
 from swarm.neighbors.search import SearchTable
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from scenarios.compass import move_towards
+from scenarios.common.compass import move_towards
 from scenarios.pursuit import PREY, Pursuit
 from scenarios.pursuit_steering import chase
 from swarm.simulation.policy import AbstractPolicy

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pydantic
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from scenarios.tables import Amount, Few, Positive, Share, SpaceTable
+from scenarios.common.tables import Amount, Few, Positive, Share, SpaceTable
 from swarm.core.tables import Population, ScenarioConfig, Table
 from swarm.geometry.space import Open
 from swarm.geometry.vectors import norm

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from scenarios import flocking_order as order
+from scenarios.common import order
 from scenarios.vasarhelyi_config import VasarhelyiConfig, grid_side
 from swarm.comms.radios import Letters, Loss, Mail, NearestRadio
 from swarm.core.rounding import rounded

@@ -4,7 +4,7 @@ import math
 
 import pydantic
 
-from scenarios.tables import Amount, BoxTable, Few, Positive, Share, Weight
+from scenarios.common.tables import Amount, BoxTable, Few, Positive, Share, Weight
 from swarm.core.tables import Population, ScenarioConfig, Table
 from swarm.neighbors.search import SearchTable
 

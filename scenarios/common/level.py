@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from scenarios.flying import Craft, Flying
-from scenarios.tables import AirTable, AvoidanceTable, DroneTable, EnergyTable, FieldTable
+from scenarios.common.flying import Craft, Flying
+from scenarios.common.tables import AirTable, AvoidanceTable, DroneTable, EnergyTable, FieldTable
 from swarm.core.rounding import rounded
 from swarm.dynamics import Air
 from swarm.dynamics.airframe import load_airframes

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from scenarios.tables import AirTable, DroneTable
+from scenarios.common.tables import AirTable, DroneTable
 from swarm.dynamics import AbstractFlight, Air, Motion, drone_dynamics, load_airframe
 from swarm.dynamics.air import Downwash, Dryden, Eddies, Shear, Weather
 from swarm.dynamics.drones import ControlTable
