@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import jax
@@ -29,16 +30,21 @@ def modules(package):
     return sorted(Path(package.__file__).parent.glob("**/*.py"))
 
 
-def imported(path):
-    """Top-level names of the packages that a module imports, anywhere in it."""
+def imports(path):
+    """Dotted names of what a module imports, anywhere in it, and of the modules that it takes names from."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module.partition(".")[0])
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def imported(path):
+    """Top-level names of the packages that a module imports, anywhere in it."""
+    return {name.partition(".")[0] for name in imports(path)}
 
 
 ENGINE = [path for path in modules(swarm) if path.stem not in COMMANDS]
@@ -47,7 +53,7 @@ ENGINE = [path for path in modules(swarm) if path.stem not in COMMANDS]
 def test_the_walk_finds_modules_and_their_imports():
     # Otherwise the tests below would pass on nothing.
     assert {"entities", "simulator", "tables"} <= {path.stem for path in ENGINE}
-    assert {"swarm", "jax", "equinox"} <= imported(Path(scenarios.__file__).parent / "outpost.py")
+    assert {"swarm", "jax", "equinox"} <= imported(Path(scenarios.__file__).parent / "outpost" / "rules.py")
     assert "swarm" in imported(Path(training.__file__).parent / "credit.py")
 
 
@@ -56,9 +62,17 @@ def test_the_engine_imports_neither_scenarios_nor_training(path):
     assert not imported(path) & {"scenarios", "training"}
 
 
-@pytest.mark.parametrize("path", modules(scenarios), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", modules(scenarios), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_scenarios_do_not_import_training(path):
     assert "training" not in imported(path)
+
+
+def test_modules_of_scenarios_import_each_other_in_no_circle():
+    home = Path(scenarios.__file__).parents[1]
+    names = {".".join(path.relative_to(home).with_suffix("").parts): path for path in modules(scenarios)}
+    graph = {name.removesuffix(".__init__"): imports(path) for name, path in names.items()}
+    assert "scenarios.outpost.rules" in graph["scenarios.outpost"]
+    TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("path", modules(training), ids=lambda path: path.stem)

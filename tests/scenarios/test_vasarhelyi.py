@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scenarios.common import order
-from scenarios.vasarhelyi_policy import braking_curve
+from scenarios.vasarhelyi.policy import braking_curve
 from swarm import make
 from swarm.core.errors import ConfigError
 from swarm.geometry.space import Open
