@@ -185,7 +185,8 @@ def check_damaged(number: int, folder: Path) -> None:
     """Damage the file of a scenario; it is read, or refused in one line."""
     stream = random.Random(number)
     names = scenario_names()
-    text = (Path(scenarios.__file__).parent / f"{names[number % len(names)]}.toml").read_bytes()
+    name = names[number % len(names)]
+    text = next(Path(scenarios.__file__).parent.glob(f"*/{name}.toml")).read_bytes()
     path = folder / "mine.toml"
     path.write_bytes(damaged(text, stream))
     try:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib.resources
+import inspect
 import itertools
 import os
 from collections.abc import Mapping
@@ -85,20 +86,26 @@ class Scenario(NamedTuple):
 
 def scenario_names() -> list[str]:
     """Names of the scenarios that come with the package."""
-    return sorted(p.name[:-5] for p in _shipped().iterdir() if p.name.endswith(".toml"))
+    return sorted(_shipped())
 
 
 def about(name: str) -> str:
     """What a shipped scenario is: the first sentence of its file."""
-    lines = (_shipped() / f"{name}.toml").read_text("utf-8").splitlines()
+    lines = _shipped()[name][1].splitlines()
     comment = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
     return comment.partition(". ")[0].rstrip(".")
 
 
 @functools.cache
-def _shipped() -> Any:
+def _shipped() -> Mapping[str, tuple[str, str]]:
+    """Labels, like scenarios/flocking/vicsek.toml, and texts of the files that come with the package, by name."""
     check_ours("scenarios")
-    return importlib.resources.files("scenarios")
+    folders = [folder for folder in importlib.resources.files("scenarios").iterdir() if folder.is_dir()]
+    files = [(folder, file) for folder in folders for file in folder.iterdir() if file.name.endswith(".toml")]
+    return {
+        file.name.removesuffix(".toml"): (f"scenarios/{folder.name}/{file.name}", file.read_text("utf-8"))
+        for folder, file in files
+    }
 
 
 def load(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:
@@ -164,7 +171,8 @@ def _scenario(
     rules = table.get("rules")
     of_rules = COMMAND_LINE if own is not None and own.get("rules") != rules else label
     if not isinstance(rules, str):
-        raise ConfigError(f'{of_rules}: rules: expected "module:Class", got {shown(rules)}; see scenarios/outpost.toml')
+        found = f'expected "module:Class", got {shown(rules)}'
+        raise ConfigError(f"{of_rules}: rules: {found}; see scenarios/outpost/outpost.toml")
     rules_class = rules_class or _import_rules(rules, of_rules)
     # Tables of an environment that is not ours may look like anything.
     random = {} if "environment" in table else distributions(table, label if own is None else COMMAND_LINE)
@@ -241,12 +249,15 @@ def merged(base: Any, over: Any) -> Any:
 def _find(source: str) -> tuple[str, str, str]:
     path = Path(source)
     if path.suffix != ".toml":
-        if source in scenario_names():
-            return source, f"scenarios/{source}.toml", (_shipped() / f"{source}.toml").read_text("utf-8")
+        if source in _shipped():
+            return source, *_shipped()[source]
         hint = nearest(source, scenario_names())
         raise ConfigError(f"{source}: no such scenario{hint} (a file of your own must end in .toml)")
-    if not os.path.isfile(path) and path.stem in scenario_names() and path.parent.name == "scenarios":
-        return path.stem, source, (_shipped() / path.name).read_text("utf-8")
+    label, text = _shipped().get(path.stem, ("", ""))
+    # Its own path, or as if all files were in one folder, as they were once.
+    places = (f"/{label}", f"/scenarios/{path.name}")
+    if label and f"/{path.as_posix()}".endswith(places) and not os.path.isfile(path):
+        return path.stem, source, text
     return path.stem, source, read_text(path)
 
 
@@ -300,6 +311,8 @@ def _import_rules(rules: str, label: str) -> Any:
 
 
 def _is_rules(found: Any, expected: type) -> bool:
-    """Whether it is a class of rules, and says what its scenario files hold."""
-    config = getattr(found, "Config", None) if isinstance(found, type) and issubclass(found, expected) else None
+    """Whether it is a final class of rules, and says what its scenario files hold."""
+    if not (isinstance(found, type) and issubclass(found, expected)) or inspect.isabstract(found):
+        return False
+    config = getattr(found, "Config", None)
     return isinstance(config, type) and issubclass(config, ScenarioConfig)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from scenarios.battle import HEALTH, N_MOVES, N_SEEN, WAIT
-from scenarios.battle_layout import ARCHER, CAVALRY, INFANTRY
-from scenarios.battle_policies import FocusFire, attack_or
+from scenarios.battle.layout import ARCHER, CAVALRY, INFANTRY
+from scenarios.battle.policy import FocusFire, attack_or
 from swarm import RandomPolicy, make
 from swarm.build.scenario_files import load
 from swarm.core.errors import ConfigError

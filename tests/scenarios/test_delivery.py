@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from scenarios.delivery import N_OF_PARCEL, N_OWN
-from scenarios.delivery_auction import assign
+from scenarios.delivery.policy import assign
 from swarm import make
 from swarm.core.errors import ConfigError
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
-from scenarios import flocking_order as order
+from scenarios.common import order
 from swarm import ConfigError, RandomPolicy, make
 from swarm.core.status import Status
 from swarm.geometry.space import Periodic

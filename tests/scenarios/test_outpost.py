@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 from scipy.ndimage import distance_transform_cdt
 
-from scenarios.outpost_board import (
+from scenarios.outpost.board import (
     BUILD_HEAVY,
     BUILD_LIGHT,
     CHARGE,
@@ -32,7 +32,7 @@ from scenarios.outpost_board import (
     WEST,
     nearest_marked,
 )
-from scenarios.outpost_moves import _goes_first
+from scenarios.outpost.moves import _goes_first
 from swarm import RandomPolicy, load, make
 from swarm.population.entities import Entities
 

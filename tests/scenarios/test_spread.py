@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scenarios.spread_scripted import Cover
+from scenarios.spread.policy import Cover
 from swarm import RandomPolicy, make
 from swarm.core.errors import ConfigError
 from swarm.simulation.policy import AbstractPolicy

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scenarios import flocking_order as order
-from scenarios.vasarhelyi_policy import braking_curve
+from scenarios.common import order
+from scenarios.vasarhelyi.policy import braking_curve
 from swarm import make
 from swarm.core.errors import ConfigError
 from swarm.geometry.space import Open

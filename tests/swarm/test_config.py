@@ -142,6 +142,22 @@ def file(tmp_path):
     return write
 
 
+@pytest.mark.parametrize("path", ["scenarios/{0}/{1}.toml", "scenarios/{1}.toml"])
+@pytest.mark.parametrize("name", scenario_names())
+def test_a_shipped_file_is_found_by_its_path_from_any_folder(tmp_path, monkeypatch, name, path):
+    monkeypatch.chdir(tmp_path)
+    shipped = load(name)
+    folder = shipped.config.rules.split(":")[0].split(".")[1]
+    assert shipped.source == f"scenarios/{folder}/{name}.toml"
+    assert load(path.format(folder, name)).resolved() == shipped.resolved()
+    assert "no such file" in message_of(load, "other" + path.format(folder, name))
+    # A file of that path comes first.
+    own = tmp_path / path.format(folder, name)
+    own.parent.mkdir(parents=True)
+    own.write_text(f'base = "{name}"\nworld.steps = 7')
+    assert load(path.format(folder, name)).config.world.steps == 7
+
+
 def test_a_missing_table_is_named(file):
     path = file('rules = "scenarios.flocking:Flocking"\n[world]\nsize=[9.0,9.0]\nsteps=3\ntime_step=0.1\nraster=[4,4]')
     message = message_of(load, path)
@@ -192,6 +208,7 @@ def test_an_unknown_scenario_is_named_with_those_known(name, hint):
         ('rules = ".outpost:Outpost"', ["rules = '.outpost:Outpost'", "cannot import"]),
         ('rules = "scenarios.outpost:Outpots"', ["no rules class 'Outpots'", "did you mean 'Outpost'?"]),
         ('rules = "scenarios.outpost:OutpostConfig"', ["no rules class 'OutpostConfig'", "did you mean 'Outpost'?"]),
+        ('rules = "scenarios.spread:AbstractSpread"', ["no rules class 'AbstractSpread'", "did you mean 'Spread'?"]),
         ('rules = "swarm.core.errors:ConfigError"', ["no rules class 'ConfigError'"]),
     ],
 )
@@ -241,7 +258,7 @@ def test_a_key_below_a_value_is_refused():
 
 
 def test_the_place_of_a_problem_is_where_its_value_comes_from(file):
-    text = (pathlib.Path(scenarios.__file__).parent / "outpost.toml").read_text()
+    text = (pathlib.Path(scenarios.__file__).parent / "outpost" / "outpost.toml").read_text()
     bad = text.replace("\nrubble = 20.0", "\nrubble = -7.0").replace('crew = "nearest:depot"', 'crew = "nearest:x"')
     bad += "[training.credit]\nown_weight = 2.0\n"
     assert bad.count("-7.0") == bad.count("nearest:x") == 1
