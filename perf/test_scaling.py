@@ -13,7 +13,7 @@ from scaling import all_reduces
 # Each device has a core to itself as far as there are cores; the machine's number bounds what can be said.
 N_CORES = len(os.sched_getaffinity(0))
 WORLDS = 64
-TINY = {"training.worlds": 8, "training.acting.rollout": 10, "training.minibatches": 2, "training.network.hidden": 8}
+TINY = {"training.worlds": 8, "training.rollout": 10, "training.minibatches": 2, "training.network.hidden": 8}
 
 
 def measured(processes, devices, overrides, scenario="spread", rounds=5):

@@ -37,7 +37,7 @@ BIRDS = {
     "world.raster": [32, 32],
     "world.steps": 64,
     "training.worlds": 8,
-    "training.acting.rollout": 16,
+    "training.rollout": 16,
     "training.epochs": 1,
     "training.minibatches": 4,
 }

@@ -27,7 +27,7 @@ STEPS, SEGMENT, UPDATES = 64, 16, 5
 FILE = Path(__file__).with_name("golden.json")
 SMALL = {
     "training.worlds": 4,
-    "training.acting.rollout": 8,
+    "training.rollout": 8,
     "training.minibatches": 2,
     "training.epochs": 2,
     "training.steps": 4 * 8 * UPDATES,

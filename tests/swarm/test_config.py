@@ -369,7 +369,7 @@ def test_every_shipped_recipe_validates(name):
         ({"training.learning_rate": -1.0}, ["learning_rate = -1.0", "greater than 0"]),
         ({"training.network.dilations": [1, 0]}, ["network.dilations", "at least 1"]),
         (
-            {"training.acting.rollout": 7, "training.minibatches": 4},
+            {"training.rollout": 7, "training.minibatches": 4},
             ["minibatches = 4", "rollout = 7", "does not divide"],
         ),
     ],

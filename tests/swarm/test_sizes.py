@@ -218,7 +218,7 @@ def test_no_kind_has_more_slots_than_can_be(name, kind):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"training.acting.rollout": 10**9},
+        {"training.rollout": 10**9},
         {"world.landmarks": 10**9},
         {"observation.others": 10**9},
         {"training.network.hidden": 10**9},

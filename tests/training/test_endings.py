@@ -16,7 +16,7 @@ from training.config import load_training
 from training.runs.build import build_learner
 
 WORLDS, STEPS = 5, 10
-SETTINGS = {"training.worlds": WORLDS, "training.acting.rollout": STEPS, "training.minibatches": 1, "world.steps": 4}
+SETTINGS = {"training.worlds": WORLDS, "training.rollout": STEPS, "training.minibatches": 1, "world.steps": 4}
 
 
 @pytest.fixture(scope="module")

@@ -271,7 +271,7 @@ def test_a_crash_in_an_evaluation_saves_too(tmp_path, capsys):
         "environment=hosts:Bomb",
         "options.fuse=5",
         "training.evaluate_every=1",
-        "training.acting.rollout=4",
+        "training.rollout=4",
     ]
     assert train.main([*words, "--runs", str(tmp_path)]) == 2
     assert "saved after 1 updates" in capsys.readouterr().err

@@ -70,7 +70,7 @@ SMALL_OUTPOST = {
     "population.light.capacity": 3,
     "population.heavy.initial": 1,
     "population.heavy.capacity": 2,
-    "training.acting.rollout": 8,
+    "training.rollout": 8,
     "training.network.channels": 4,
     "training.network.dilations": [1],
     "training.network.hidden": 8,

@@ -63,7 +63,7 @@ def test_the_scale_is_that_of_all_that_was_seen_with_weights_that_fade():
 
 SETTINGS = {
     "training.worlds": 8,
-    "training.acting.rollout": 8,
+    "training.rollout": 8,
     "training.epochs": 1,
     "training.minibatches": 2,
     "training.normalise_value": True,

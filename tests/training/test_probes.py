@@ -8,7 +8,7 @@ from training.runs.build import build_learner
 
 QUICK = {
     "training.worlds": 32,
-    "training.acting.rollout": 8,
+    "training.rollout": 8,
     "training.epochs": 4,
     "training.minibatches": 2,
     "training.learning_rate": 1e-2,

@@ -199,7 +199,7 @@ def test_a_process_that_hangs_is_taken_for_dead(rivals, tmp_path):
 @pytest.mark.slow
 def test_processes_with_other_settings_are_refused(rivals, tmp_path):
     one, other = training(2, *fresh(rivals, tmp_path))
-    with Group(one, (*other, "training.acting.rollout=16", "--seed", 1)) as group:
+    with Group(one, (*other, "training.rollout=16", "--seed", 1)) as group:
         (_, _, err_0), (code, _, err) = group.ends()
     assert code == 2
     assert "process 1 was started with other settings than process 0: seeds, training" in last_words(err)

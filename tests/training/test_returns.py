@@ -20,7 +20,7 @@ from training.runs.evaluation import evaluate
 LEVELS = 'levels = ["player", "pair", "all"]\npair = "modulo:2"\nall = "global"\n'
 SETTINGS = {
     "training.worlds": 4,
-    "training.acting.rollout": 8,
+    "training.rollout": 8,
     "training.epochs": 1,
     "training.minibatches": 1,
     "training.network.encoders": ["entity"],

@@ -241,7 +241,7 @@ def test_teams_are_told_apart_where_several_learn(teams, n_groups, duel):
 
 SMALL = {
     "training.worlds": 4,
-    "training.acting.rollout": 4,
+    "training.rollout": 4,
     "training.epochs": 1,
     "training.minibatches": 1,
     "training.network.encoders": ["entity"],

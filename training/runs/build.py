@@ -100,7 +100,7 @@ def _check_memory(scenario: Scenario, config: TrainingConfig, simulator: Simulat
     """Refuse what takes more than all memory: parameters, worlds, and what the networks read in a rollout."""
     world, timestep = jax.eval_shape(simulator.reset, jax.random.key(0))
     rollout = config.rollout * n_bytes(learned.network.keep(timestep.observation))
-    where = f"{scenario.source}: training.worlds = {config.worlds}, training.acting.rollout = {config.rollout}"
+    where = f"{scenario.source}: training.worlds = {config.worlds}, training.rollout = {config.rollout}"
     check_bytes(n_bytes(learned) + config.worlds * (n_bytes(world) + rollout), where)
 
 
