@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from swarm.simulation.random_policy import RandomPolicy
     from swarm.simulation.rules import AbstractRules
     from swarm.simulation.simulator import Simulator
-    from swarm.simulation.types import Observation, Outcome, TimeStep, World
+    from swarm.simulation.types import Observation, Outcome, Start, TimeStep, World
 
 # `python -m swarm.simulate` is about to run, and Python has put the working folder first: modules there (`random.py`,
 # `scenarios`) would hide those that we need. They are found all the same, after them.
@@ -39,6 +39,7 @@ _HOME = {
     "AbstractRules": "simulation.rules",
     "Observation": "simulation.types",
     "Outcome": "simulation.types",
+    "Start": "simulation.types",
     "RandomPolicy": "simulation.random_policy",
     "Spawn": "population.entities",
     "TimeStep": "simulation.types",
@@ -58,6 +59,7 @@ __all__ = [
     "RunError",
     "Simulator",
     "Spawn",
+    "Start",
     "SwarmError",
     "TimeStep",
     "World",

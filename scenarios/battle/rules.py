@@ -16,7 +16,7 @@ from swarm.neighbors.questions import AbstractNeighborSearch, Among, Nearest
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.simulation.rules import AbstractRules, rows_of
-from swarm.simulation.types import Observation, Outcome, World
+from swarm.simulation.types import Observation, Outcome, Start, World
 
 HEALTH, WAIT, AHEAD, LEFT = range(4)
 N_STORES = 4
@@ -177,7 +177,7 @@ class AbstractBattle(AbstractRules):
 
     # Reset
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Draw both armies up; nobody stands exactly at its post, so that no two battles are the same."""
         n = self.start.kind.shape[0]
         # One key per entity, by number: the draw does not depend on the capacity.
@@ -189,7 +189,7 @@ class AbstractBattle(AbstractRules):
         entities, _ = spawn(Entities.empty(self.n_slots, 2, N_STORES), births)
         nothing = jnp.zeros(2)
         seen, status = self._look(entities.position, entities, entities.alive)
-        return entities, Fields(seen, nothing, nothing), status
+        return Start(entities, Fields(seen, nothing, nothing), status)
 
     def _births(self, plan: Layout, wanted: Bool[Array, " m"]) -> Spawn:
         health = self.table.of("health", plan.kind)

@@ -17,7 +17,7 @@ from swarm.neighbors.questions import AbstractNeighborSearch, Nearest
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.simulation.rules import AbstractRules, rows_of
-from swarm.simulation.types import Action, Observation, Outcome, World
+from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_FEATURES = 8
 
@@ -141,7 +141,7 @@ class AbstractCrossing(AbstractRules):
 
     # How an episode starts
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Place drones on the circle, and pillars inside it."""
         n, (drone_key, turn_key, pillar_key) = self.initial, jax.random.split(key, 3)
         number = jnp.arange(n)
@@ -160,7 +160,7 @@ class AbstractCrossing(AbstractRules):
         never = jnp.full(self.n_slots, -1, jnp.int32)
         pillars = self._pillars(pillar_key)
         fields = Fields(self.flying.launch(entities), start, goal, pillars, near, never, jnp.float32(jnp.inf))
-        return entities, fields, status
+        return Start(entities, fields, status)
 
     def _pillars(self, key: Key[Array, ""]) -> Balls:
         """Draw places evenly from a disc, clear of where drones start."""

@@ -18,7 +18,7 @@ from swarm.neighbors.questions import AbstractNeighborSearch, Nearest
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.simulation.rules import AbstractRules, rows_of
-from swarm.simulation.types import Action, Observation, Outcome, World
+from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_BLOCKS = 4
 N_OWN = 17 + 2 * N_BLOCKS**2
@@ -163,7 +163,7 @@ class AbstractDelivery(AbstractRules):
 
     # How an episode starts
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Put the depot and the pads somewhere, and the drones around the depot."""
         n, (place_key, parcel_key, charge_key) = self.initial, jax.random.split(key, 3)
         places = self._places(place_key)
@@ -181,7 +181,7 @@ class AbstractDelivery(AbstractRules):
             near=found.nearest(self.n_seen),
             spent=jnp.zeros(()),
         )
-        return entities, fields, found.status
+        return Start(entities, fields, found.status)
 
     def _places(self, key: Key[Array, ""]) -> Float[Array, "p 2"]:
         """Each in a cell of its own, as far from the cell's edges as the depot's pad is wide."""

@@ -17,7 +17,7 @@ from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities
 from swarm.sensing.exact import Raster
 from swarm.simulation.rules import AbstractRules
-from swarm.simulation.types import Action, Observation, Outcome, World
+from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_TURNS = 9
 
@@ -132,7 +132,7 @@ class AbstractFlocking(AbstractRules):
         """How far a bird sees; metres."""
         return self.search.radius
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Place birds uniformly, with directions uniform on the circle or the sphere."""
         d, slot = self.space.n_dimensions, jnp.arange(self.capacity, dtype=jnp.int32)
         # One key per bird, by number: the draw does not depend on how many there are.
@@ -158,7 +158,7 @@ class AbstractFlocking(AbstractRules):
             stores=jnp.zeros((self.capacity, 0)),
             next_uid=jnp.int32(self.initial),
         )
-        return entities, *self._look(entities)
+        return Start(entities, *self._look(entities))
 
     def _direction(self, entities: Entities) -> Float[Array, "n d"]:
         # Whether the compiler makes this of a division, and fuses it, depends on what else it sees, and on the batch.

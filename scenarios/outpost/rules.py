@@ -34,7 +34,7 @@ from scenarios.outpost.sight import observe
 from swarm.population.entities import Entities, Spawn
 from swarm.population.hierarchy import reduce_groups
 from swarm.simulation.rules import AbstractRules
-from swarm.simulation.types import Observation, Outcome, World
+from swarm.simulation.types import Observation, Outcome, Start, World
 
 
 class AbstractOutpost(AbstractRules):
@@ -129,9 +129,9 @@ class AbstractOutpost(AbstractRules):
         """Middle of the grid."""
         return ((self.board.width - 1) / 2, (self.board.height - 1) / 2)
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Draw a map."""
-        return draw_map(self.board, self.depot, key)
+        return Start(*draw_map(self.board, self.depot, key))
 
     def act(self, world: World, action: Int[Array, " n"], key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
         """Move, collide, dig, unload, charge, refine, burn, build; no chance is involved."""

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from scenarios.common.flying import Craft
 from scenarios.common.level import Level, polar
@@ -20,7 +20,7 @@ from swarm.neighbors.questions import AbstractNeighborSearch, Nearest, Neighbors
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.simulation.rules import AbstractRules, rows_of
-from swarm.simulation.types import Action, Observation, Outcome, World
+from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_FEATURES = 7
 N_BLOCKS = 4
@@ -178,7 +178,7 @@ class AbstractPatrol(AbstractRules):
 
     # How an episode starts
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Put the base somewhere, and the drones on a spiral above its pad."""
         n, h, w = self.initial, *self.cells
         base_key, charge_key = jax.random.split(key)
@@ -203,7 +203,7 @@ class AbstractPatrol(AbstractRules):
             reception=Reception.init(self.n_slots),
             spent=jnp.zeros(()),
         )
-        return entities, fields, found.status
+        return Start(entities, fields, found.status)
 
     # How a step goes
 

@@ -17,7 +17,7 @@ from swarm.neighbors.questions import AbstractNeighborSearch, Among, Nearest
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.simulation.rules import AbstractRules, rows_of
-from swarm.simulation.types import Action, Observation, Outcome, World
+from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 SCOUT, HUNTER, PREY = range(3)
 
@@ -164,7 +164,7 @@ class AbstractPursuit(AbstractRules):
 
     # How an episode starts
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Place obstacles, and everybody uniformly outside them, at rest."""
         obstacle_key, *kind_keys = jax.random.split(key, 4)
         obstacles = self._obstacles(obstacle_key)
@@ -179,7 +179,7 @@ class AbstractPursuit(AbstractRules):
         births = Spawn(jnp.ones(n, bool), kind, team, place, jnp.zeros(n), jnp.zeros((n, 0)))
         entities, _ = spawn(Entities.empty(self.n_slots, 2, 0, variants=self.variants), births)
         sight, status = self.look(entities, entities.alive)
-        return entities, Fields(sight, obstacles, jnp.zeros(())), status
+        return Start(entities, Fields(sight, obstacles, jnp.zeros(())), status)
 
     def _obstacles(self, key: Key[Array, ""]) -> Balls:
         """Draw discs, each in a plot of its own and clear of its border."""

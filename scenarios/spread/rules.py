@@ -13,7 +13,7 @@ from swarm.geometry.vectors import norm
 from swarm.neighbors.questions import AllPairs
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.simulation.rules import AbstractRules, rows_of
-from swarm.simulation.types import Action, Observation, Outcome, World
+from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 # Beyond so many margins the contact force is 0 in single precision.
 REACH = 100.0
@@ -116,7 +116,7 @@ class AbstractSpread(AbstractRules):
         """Two with continuous control: along x and y."""
         return 2 if self.continuous else 0
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Place agents and landmarks uniformly, at rest."""
         agent_key, landmark_key = jax.random.split(key)
         n = self.initial
@@ -124,7 +124,8 @@ class AbstractSpread(AbstractRules):
         births = Spawn(jnp.ones(n, bool), none, none, self._places(agent_key, n), jnp.zeros(n), jnp.zeros((n, 0)))
         entities, _ = spawn(Entities.empty(self.capacity, 2, 0), births)
         zero = jnp.zeros(())
-        return entities, Fields(self._places(landmark_key, self.n_landmarks), self._touch(entities), zero, zero)
+        fields = Fields(self._places(landmark_key, self.n_landmarks), self._touch(entities), zero, zero)
+        return Start(entities, fields)
 
     def _places(self, key: Key[Array, ""], n: int) -> Float[Array, "n 2"]:
         # One key each, by number: the draw does not depend on how many there are.

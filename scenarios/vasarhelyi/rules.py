@@ -20,7 +20,7 @@ from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.sensing.instruments import Sensor, Track, gps
 from swarm.simulation.rules import AbstractRules, rows_of
-from swarm.simulation.types import Action, Observation, Outcome, World
+from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_OWN, N_FEATURES = 7, 5
 
@@ -143,7 +143,7 @@ class AbstractVasarhelyi(AbstractRules):
         """Others that a drone has word of."""
         return {"others": rows_of(N_OWN, self.n_seen, N_FEATURES)}
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields, Int[Array, ""]]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Place drones at rest, each in its cell of a grid, at least twice `collision_distance` apart."""
         n, (place_key, gps_key, mail_key) = self.initial, jax.random.split(key, 3)
         side, apart = grid_side(n), self.collision_distance
@@ -158,7 +158,7 @@ class AbstractVasarhelyi(AbstractRules):
         track, mail = self.gps.init(entities), self.radio.init(self.n_slots, 4)
         fields = Fields(track, jnp.zeros((self.n_slots, 4)), mail, empty, jnp.float32(jnp.inf), zero, zero)
         fields, _, status = self._look(entities, fields, gps_key, mail_key)
-        return entities, fields, status
+        return Start(entities, fields, status)
 
     def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Fields, Outcome]:
         """Fly, measure, talk."""

@@ -20,7 +20,7 @@ from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.random_policy import RandomPolicy
 from swarm.simulation.rules import AbstractRules
 from swarm.simulation.simulator import Simulator, judged, visible_status
-from swarm.simulation.types import Action, Observation, Outcome, TimeStep, World
+from swarm.simulation.types import Action, Observation, Outcome, Start, TimeStep, World
 
 # Rules of groups that look at places, which agents of a host environment have not.
 _BY_PLACE = ("nearest", "quadrant", "kmeans", "components")
@@ -161,11 +161,11 @@ class HostRules(AbstractRules):
         """Of the environment; as many as there are commands where these are continuous."""
         return self.layout.choices
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         """Return agents that see nothing: the environment itself begins in another process."""
         n = self.n_slots
         fields = Fields(jnp.zeros((n, self.layout.n_own)), jnp.ones((n, self.n_actions), bool), jnp.zeros(()))
-        return self.begun(jnp.ones(n, bool)), fields
+        return Start(self.begun(jnp.ones(n, bool)), fields)
 
     def population(self, alive: Bool[Array, " n"], uid: Array, next_uid: Array | int) -> Entities:
         """Return the agents; the identity of a first life is the number of the slot."""

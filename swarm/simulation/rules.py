@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from swarm.core.status import Status
 from swarm.core.tables import ScenarioConfig
 from swarm.population.entities import Entities
 from swarm.simulation.policy import AbstractPolicy
-from swarm.simulation.types import Action, Observation, Outcome, World
+from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 
 def rows_of(start: int, n_things: int, n_columns: int) -> tuple[tuple[int, ...], ...]:
@@ -118,8 +118,8 @@ class AbstractRules(eqx.Module):
         """Build the rules from the validated scenario file."""
 
     @abc.abstractmethod
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Any] | tuple[Entities, Any, Int[Array, ""]]:
-        """Return the population and the fields of a new episode, and the bits of `Outcome.status`, if any."""
+    def reset(self, key: Key[Array, ""]) -> Start:
+        """Return the population and the fields of a new episode."""
 
     @abc.abstractmethod
     def act(self, world: World, action: Action, key: Key[Array, ""]) -> tuple[Entities, Any, Outcome]:

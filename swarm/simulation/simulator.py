@@ -17,7 +17,7 @@ from swarm.population.hierarchy import Hierarchy, form, regroup
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.restart import chunk_size, for_each_marked, rows, with_rows
 from swarm.simulation.rules import AbstractRules
-from swarm.simulation.types import Action, Observation, TimeStep, World
+from swarm.simulation.types import Action, Observation, Start, TimeStep, World
 
 # Sets the key of what is drawn apart from those that `reset` splits off.
 _DRAW = 0x64726177
@@ -83,11 +83,16 @@ class Simulator(eqx.Module):
 
     def _start(self, key: Key[Array, ""], draw: Int[Array, ""] | None) -> tuple[World, TimeStep]:
         map_key, episode_key = jax.random.split(key)
-        entities, fields, *raised = self.rules.reset(map_key)
+        start = self.rules.reset(map_key)
+        if not isinstance(start, Start):
+            raise TypeError(
+                f"{type(self.rules).__name__}.reset: expected swarm.Start(entities, fields), got {type(start)}"
+            )
+        entities = start.entities
         hierarchy = form(self.levels, self.groupings, entities)
-        status = functools.reduce(jnp.bitwise_or, raised, visible_status(entities, hierarchy))
+        status = visible_status(entities, hierarchy) | start.status
         zero = jnp.int32(0)
-        world = World(entities, hierarchy, fields, episode_key, zero, status, zero, draw)
+        world = World(entities, hierarchy, start.fields, episode_key, zero, status, zero, draw)
         nobody, never = jnp.zeros_like(entities.alive), jnp.zeros((), bool)
         reward = jnp.zeros(entities.n_slots)
         timestep = TimeStep(self.rules.observe(world), reward, nobody, nobody, nobody, never, never)

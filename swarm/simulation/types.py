@@ -60,6 +60,20 @@ class Observation(eqx.Module):
     action_mask: Bool[Array, "n a"]
 
 
+class Start(eqx.Module):
+    """What the rules begin an episode with.
+
+    Attributes:
+        entities: the population.
+        fields: what else the rules keep (`World.fields`).
+        status: bits of `swarm.core.status.Status` that the rules raise, like the overflow of a neighbour search.
+    """
+
+    entities: Entities
+    fields: Any
+    status: Int[Array, ""] | int = 0
+
+
 class Outcome(eqx.Module):
     """What the rules decided in a step, before deaths and births are carried out.
 

@@ -146,7 +146,7 @@ def birds3():
 
 
 def test_directions_at_the_start_are_uniform_on_the_sphere(birds3):
-    draw = jax.jit(jax.vmap(lambda key: birds3.rules.reset(key)[0].velocity[:30]))
+    draw = jax.jit(jax.vmap(lambda key: birds3.rules.reset(key).entities.velocity[:30]))
     velocity = np.asarray(draw(jax.random.split(jax.random.key(0), 134))).reshape(-1, 3)[:4000]
     direction = velocity / float(birds3.rules.speed)
     np.testing.assert_allclose(np.linalg.norm(direction, axis=1), 1.0, atol=1e-5)

@@ -15,7 +15,7 @@ from swarm.neighbors.questions import AllPairs
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.rules import AbstractRules
-from swarm.simulation.types import Observation, Outcome, World
+from swarm.simulation.types import Observation, Outcome, Start, World
 
 QUEEN, WORKER = range(2)
 N_TEAMS = 2
@@ -83,13 +83,13 @@ class Colony(AbstractRules):
     def centre(self) -> tuple[float, float]:
         return (0.0, 0.0)
 
-    def reset(self, key: Key[Array, ""]) -> tuple[Entities, Fields]:
+    def reset(self, key: Key[Array, ""]) -> Start:
         kind = jnp.asarray([k for k in (QUEEN, WORKER) for _ in range(N_TEAMS * self.initial[k])])
         m = kind.shape[0]
         place = jnp.round(8 * jax.random.uniform(key, (m, 2)))
         births = Spawn(jnp.ones(m, bool), kind, jnp.arange(m) % N_TEAMS, place, jnp.zeros(m), jnp.ones((m, 1)))
         entities, _ = spawn(Entities.empty(self.n_slots, 2, 1), births)
-        return entities, Fields(self._look(entities)[0], jnp.zeros(self.n_slots, jnp.int32))
+        return Start(entities, Fields(self._look(entities)[0], jnp.zeros(self.n_slots, jnp.int32)))
 
     def _look(self, entities: Entities) -> tuple[Int[Array, "n k"], Bool[Array, ""]]:
         search = AllPairs(Open(jnp.zeros(2), jnp.ones(2)), jnp.float32(1.5))

@@ -1,5 +1,6 @@
 """What the command prints and leaves, and pictures of episodes of any length."""
 
+import equinox as eqx
 import imageio.v3 as imageio
 import jax
 import numpy as np
@@ -123,3 +124,16 @@ def test_a_video_that_is_interrupted_can_be_seen(chunks, tmp_path):
 def test_a_format_that_cannot_be_drawn_is_refused(tmp_path):
     with pytest.raises(SwarmError, match=r"ends in \.gif, \.mp4, \.png"):
         Renderer(tmp_path / "a.txt", 3)
+
+
+def test_rules_that_begin_with_a_tuple_are_told(colony):
+    simulator = make(load(colony))
+
+    class Older(type(simulator.rules)):
+        def reset(self, key):
+            start = super().reset(key)
+            return start.entities, start.fields
+
+    rules = Older.from_config(load(colony).config)
+    with pytest.raises(TypeError, match=r"Older\.reset: expected swarm\.Start\(entities, fields\), got .*tuple"):
+        jax.eval_shape(eqx.tree_at(lambda s: s.rules, simulator, rules).reset, jax.random.key(0))

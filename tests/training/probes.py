@@ -11,7 +11,7 @@ from swarm.population.entities import Entities, Spawn, spawn
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.random_policy import RandomPolicy
 from swarm.simulation.rules import AbstractRules
-from swarm.simulation.types import Observation, Outcome
+from swarm.simulation.types import Observation, Outcome, Start
 
 
 class WorldTable(Table):
@@ -50,7 +50,7 @@ class Probe(AbstractRules):
             jnp.zeros((m, 0)),
         )
         entities, _ = spawn(Entities.empty(self.n_slots, 2, 0, builders=True), births)
-        return entities, {"score": jnp.zeros(()), "secret": self.secret(key)}
+        return Start(entities, {"score": jnp.zeros(()), "secret": self.secret(key)})
 
     def secret(self, key):
         """What an episode is about."""

@@ -15,7 +15,7 @@ from swarm.population.entities import Entities, Spawn, spawn
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.random_policy import RandomPolicy
 from swarm.simulation.rules import AbstractRules
-from swarm.simulation.types import Observation, Outcome
+from swarm.simulation.types import Observation, Outcome, Start
 
 TAKE = 1
 
@@ -50,7 +50,7 @@ class Rivals(AbstractRules):
     def reset(self, key):
         both, place = jnp.arange(2) % self.teams, jnp.zeros((2, 2))
         births = Spawn(jnp.ones(2, bool), jnp.zeros(2, jnp.int32), both, place, jnp.zeros(2), jnp.zeros((2, 0)))
-        return spawn(Entities.empty(2, 2, 0), births)[0], jnp.zeros(())
+        return Start(spawn(Entities.empty(2, 2, 0), births)[0], jnp.zeros(()))
 
     def act(self, world, action, key):
         take = (action == TAKE).astype(jnp.float32)
