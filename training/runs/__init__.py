@@ -1,0 +1,1 @@
+"""Run folders: checkpoints, the loop, evaluations, reports, and what builds a learner from a file."""
