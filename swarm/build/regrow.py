@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from swarm.build.scenario_files import Scenario, restore
-from swarm.population.entities import Entities
 from swarm.core.status import Status
 from swarm.core.toml import set_dotted
+from swarm.population.entities import Entities
 
 
 def enlarge(scenario: Scenario, status: Status, crowd: Mapping[str, int]) -> tuple[Scenario, list[str]]:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from swarm.build.randomization import Distribution, distributions, is_distribution, pool, variants_of
 from swarm.core import resolve
 from swarm.core.errors import ConfigError, nearest
 from swarm.core.files import read_bytes
 from swarm.core.packages import check_ours, hidden
-from swarm.build.randomization import Distribution, distributions, is_distribution, pool, variants_of
 from swarm.core.tables import ScenarioConfig, validate
 from swarm.core.toml import COMMAND_LINE, check_depth, parse_toml, set_dotted, value_at
 from swarm.core.values import shown
@@ -66,7 +66,7 @@ class Scenario(NamedTuple):
         return table
 
     def draws(self) -> list[dict[str, Any]]:
-        """What may be drawn for the values that differ, by dotted key (`swarm.build.randomization.pool`); or nothing."""
+        """What may be drawn for the values that differ, by dotted key (`randomization.pool`); or nothing."""
         settings = self.config.randomization
         return pool(self.random, settings.pool, settings.variants, settings.seed) if self.random else []
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from swarm.build.randomization import variants_of
 from swarm.build.scenario_files import Scenario, load
 from swarm.core.errors import ConfigError, nearest
-from swarm.population.grouping import AbstractGrouping, parse_grouping
-from swarm.build.randomization import variants_of
-from swarm.simulation.simulator import Draws, Simulator
 from swarm.core.values import shown
+from swarm.population.grouping import AbstractGrouping, parse_grouping
+from swarm.simulation.simulator import Draws, Simulator
 
 
 def make(source: str | Path | Scenario, overrides: Mapping[str, Any] | None = None) -> Simulator:

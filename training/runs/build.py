@@ -15,16 +15,16 @@ from swarm.core.errors import ConfigError
 from swarm.core.memory import check_bytes, n_bytes
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.simulator import Simulator
-from training.execution.asynchronous import Alternating, Asynchronous
-from training.config import TrainingConfig, load_training
-from training.credit.trajectories import group_by
+from training.acting.teams import Teams, assign, policy_named
 from training.algorithms.impala import IMPALA
 from training.algorithms.learner import AbstractLearner, Learned
 from training.algorithms.mppo import MPPO
 from training.algorithms.reductions import AXIS
-from training.runs.restore import frozen_policy
+from training.config import TrainingConfig, load_training
+from training.credit.trajectories import group_by
+from training.execution.asynchronous import Alternating, Asynchronous
 from training.runs.folders import RunFolder
-from training.acting.teams import Teams, assign, policy_named
+from training.runs.restore import frozen_policy
 
 
 def build_learner(

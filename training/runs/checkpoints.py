@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from swarm.core.errors import RunError
-from training.runs.checksums import checksums
 from training.execution.processes import agreed, first_line
+from training.runs.checksums import checksums
 
 SPARE = 64 << 20  # bytes that stay free beside a checkpoint, for logs and the files of its format
 _SUMS = "checksums"
@@ -36,7 +36,7 @@ class DamagedError(RunError):
 
 
 class Checkpoints:
-    """The checkpoints of a run: named arrays, by number of updates, each with a checksum (`training.runs.checksums`)."""
+    """The checkpoints of a run: named arrays, by number of updates, each with a checksum (`checksums.py`)."""
 
     def __init__(self, folder: HasPath, keep: int, place: str = "checkpoints") -> None:
         self.path = (folder.path / place).absolute()

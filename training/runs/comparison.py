@@ -11,7 +11,6 @@ from training.runs.evaluation import evaluate
 from training.runs.statistics import plain, summarise
 
 
-
 def played(networks: str, update: int, *, deterministic: bool, values: Mapping[str, Any]) -> dict[str, Any]:
     """What `evaluation.json` says besides the means: which networks played how, and the values of each episode."""
     return {

@@ -10,8 +10,8 @@ from swarm.adapters.host import HostRules
 from swarm.simulation.policy import AbstractPolicy
 from swarm.simulation.simulator import Simulator
 from swarm.simulation.types import TimeStep, World
-from training.execution.host_episodes import play_episodes
 from training.acting.tally import Tally
+from training.execution.host_episodes import play_episodes
 
 # Training derives its episodes from other folds of the seed's key.
 TEST, VALIDATION = 1_000_003, 1_000_033

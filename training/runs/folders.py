@@ -23,10 +23,10 @@ from swarm.core.errors import RunError
 from swarm.core.resolve import is_trusted
 from swarm.core.toml import parse_toml
 from swarm.core.version import __version__
-from training.runs.checkpoints import Checkpoints, _named_arrays
 from training.config import TrainingConfig, load_training
-from training.runs.contained import FILES, FROZEN, contained, free
 from training.execution.processes import is_first
+from training.runs.checkpoints import Checkpoints, _named_arrays
+from training.runs.contained import FILES, FROZEN, contained, free
 from training.runs.records import is_evaluation, is_update, read_rows
 
 __all__ = ["EVALUATIONS", "METRICS", "TIMELINE", "Checkpoints", "RunFolder", "_named_arrays", "flat", "write"]

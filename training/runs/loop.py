@@ -15,18 +15,18 @@ from swarm.adapters.environments import HostError
 from swarm.core.errors import RunError
 from swarm.core.interrupts import stop_requested
 from swarm.core.status import explain
+from training.acting.teams import Teams
+from training.algorithms.learner import AbstractLearner, Learned
 from training.execution.asynchronous import ActorError, Alternating, Asynchronous
+from training.execution.processes import agreed, from_first, is_first, local
+from training.networks import Minds
 from training.runs.checkpoints import Checkpoints, DamagedError
 from training.runs.evaluation import VALIDATION, evaluate
 from training.runs.events import SummaryWriter
 from training.runs.failures import told
-from training.algorithms.learner import AbstractLearner, Learned
-from training.networks import Minds
-from training.execution.processes import agreed, from_first, is_first, local
-from training.runs.progress import Progress
 from training.runs.folders import EVALUATIONS, METRICS, TIMELINE, RunFolder
+from training.runs.progress import Progress
 from training.runs.statistics import mean_where_defined, plain
-from training.acting.teams import Teams
 
 
 class Interrupted(Exception):

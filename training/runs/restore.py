@@ -8,13 +8,13 @@ from jax.sharding import Mesh
 
 from swarm.core.errors import RunError
 from swarm.simulation.simulator import Simulator
-from training.runs.checkpoints import Checkpoints, DamagedError
+from training.acting.policy import NetworkPolicy
+from training.algorithms.mppo import MPPO
+from training.algorithms.reductions import AXIS
 from training.config import TrainingConfig, load_training
 from training.credit.trajectories import GroupBy
-from training.algorithms.mppo import MPPO
 from training.networks import Minds
-from training.acting.policy import NetworkPolicy
-from training.algorithms.reductions import AXIS
+from training.runs.checkpoints import Checkpoints, DamagedError
 from training.runs.folders import RunFolder
 
 
