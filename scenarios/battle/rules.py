@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.battle.config import BattleConfig
 from scenarios.battle.layout import KINDS, Layout, layout
+from scenarios.common.alike import numbers
 from scenarios.common.compass import MOVES
 from swarm.geometry.space import AbstractSpace, Open, Walled
 from swarm.neighbors.questions import AbstractNeighborSearch, Among, Nearest
@@ -145,7 +146,7 @@ class AbstractBattle(AbstractRules):
                     for name in Kinds.__dataclass_fields__
                 }
             ),
-            reward={k: jnp.float32(v) for k, v in config.reward},
+            reward=numbers(config.reward),
         )
 
     @property

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from scenarios.common.alike import AbstractAlike, numbers
 from scenarios.common.flying import Craft, Flying
 from scenarios.crossing.config import CrossingConfig
 from swarm.core.rounding import rounded
@@ -16,7 +17,7 @@ from swarm.geometry.vectors import norm
 from swarm.neighbors.questions import AbstractNeighborSearch, Nearest
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
-from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.rules import rows_of
 from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_FEATURES = 8
@@ -44,7 +45,7 @@ class Fields(eqx.Module):
     least: Float[Array, ""]
 
 
-class AbstractCrossing(AbstractRules):
+class AbstractCrossing(AbstractAlike):
     """Drones swap places.
 
     Who: `drone`; one team. Drones start hovering on a circle, at any height, each with another one's start on the far
@@ -105,19 +106,9 @@ class AbstractCrossing(AbstractRules):
             pillar_radius=jnp.float32(world.pillar_radius),
             arrive=jnp.float32(world.arrive),
             steps=jnp.float32(world.steps),
-            reward={k: jnp.float32(v) for k, v in config.reward},
-            orca={k: jnp.float32(v) for k, v in config.orca},
+            reward=numbers(config.reward),
+            orca=numbers(config.orca),
         )
-
-    @property
-    def n_slots(self) -> int:
-        """One for each drone."""
-        return self.capacity
-
-    @property
-    def n_teams(self) -> int:
-        """One."""
-        return 1
 
     @property
     def n_controls(self) -> int:
@@ -235,16 +226,7 @@ class AbstractCrossing(AbstractRules):
 
     def observe(self, world: World) -> Observation:
         """A row for each drone."""
-        entities, alive = world.entities, world.entities.alive
-        return Observation(
-            maps=None,
-            view=None,
-            cell=None,
-            own=jnp.where(alive[:, None], self._own(world), 0.0),
-            kind=jnp.zeros_like(entities.kind),
-            alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, 3)),
-        )
+        return self.seen(world.entities, self._own(world))
 
     def _own(self, world: World) -> Float[Array, "n o"]:
         entities, fields, speed = world.entities, world.fields, self.flying.speed

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from scenarios.common.alike import AbstractAlike, numbers
 from scenarios.common.flying import Craft
 from scenarios.common.level import Level, polar
 from scenarios.delivery.config import DeliveryConfig
@@ -17,7 +18,7 @@ from swarm.geometry.vectors import norm
 from swarm.neighbors.questions import AbstractNeighborSearch, Nearest
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
-from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.rules import rows_of
 from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_BLOCKS = 4
@@ -45,7 +46,7 @@ class Fields(eqx.Module):
     spent: Float[Array, ""]
 
 
-class AbstractDelivery(AbstractRules):
+class AbstractDelivery(AbstractAlike):
     """Drones bring parcels.
 
     Who: `drone`; one team. They start around the depot, with batteries more or less full. None is born.
@@ -112,19 +113,9 @@ class AbstractDelivery(AbstractRules):
             reach=jnp.float32(world.reach),
             slow=jnp.float32(world.slow),
             steps=jnp.float32(world.steps),
-            reward={k: jnp.float32(v) for k, v in config.reward},
-            auction={k: jnp.float32(v) for k, v in config.auction if k != "rounds"},
+            reward=numbers(config.reward),
+            auction=numbers(config.auction, but=("rounds",)),
         )
-
-    @property
-    def n_slots(self) -> int:
-        """One for each drone."""
-        return self.capacity
-
-    @property
-    def n_teams(self) -> int:
-        """One."""
-        return 1
 
     @property
     def n_controls(self) -> int:
@@ -264,19 +255,8 @@ class AbstractDelivery(AbstractRules):
 
     def observe(self, world: World) -> Observation:
         """A row for each drone."""
-        entities, alive = world.entities, world.entities.alive
-        n = self.n_slots
         rows = [self._own(world), self._blocks(world), self._waiting_rows(world), self._other_rows(world)]
-        own = jnp.concatenate(rows, axis=1)
-        return Observation(
-            maps=None,
-            view=None,
-            cell=None,
-            own=jnp.where(alive[:, None], own, 0.0),
-            kind=jnp.zeros_like(entities.kind),
-            alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (n, 2)),
-        )
+        return self.seen(world.entities, jnp.concatenate(rows, axis=1))
 
     def _own(self, world: World) -> Float[Array, "n o"]:
         """Of the drone and its parcel."""

@@ -1,6 +1,6 @@
 """The rules of flocking."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from scenarios.common import order
+from scenarios.common.alike import AbstractAlike, numbers
 from scenarios.flocking.config import FlockingConfig
 from swarm.core.rounding import rounded
 from swarm.geometry.space import Periodic, square_length
@@ -16,7 +17,6 @@ from swarm.neighbors.questions import AbstractNeighborSearch, Neighbors
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities
 from swarm.sensing.exact import Raster
-from swarm.simulation.rules import AbstractRules
 from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_TURNS = 9
@@ -40,7 +40,7 @@ class Fields(eqx.Module):
     away: Float[Array, "n d"]
 
 
-class AbstractFlocking(AbstractRules):
+class AbstractFlocking(AbstractAlike):
     """Reynolds' birds (1987) with constant speed: they steer only.
 
     Who: `bird`; one team; none is born or dies.
@@ -86,9 +86,6 @@ class AbstractFlocking(AbstractRules):
         bird, world = config.population.bird, config.world
         space = Periodic(jnp.zeros(len(world.size)), jnp.asarray(world.size, jnp.float32))
 
-        def numbers(table: Any) -> dict[str, Array]:
-            return {k: jnp.float32(v) for k, v in table}
-
         return cls(
             raster=world.raster,
             capacity=bird.capacity,
@@ -106,16 +103,6 @@ class AbstractFlocking(AbstractRules):
             boids=numbers(config.boids),
             vicsek=numbers(config.vicsek),
         )
-
-    @property
-    def n_slots(self) -> int:
-        """One for each bird."""
-        return self.capacity
-
-    @property
-    def n_teams(self) -> int:
-        """One."""
-        return 1
 
     @property
     def n_controls(self) -> int:
@@ -268,17 +255,9 @@ class AbstractFlocking(AbstractRules):
         sums = raster.sum(entities.position[:, :2], alive, rows)
         density = sums[..., :1] * (h * w / self.initial)
         maps = jnp.concatenate([jnp.tanh(density / 4.0), sums[..., 1:] / jnp.maximum(sums[..., :1], 1.0)], axis=-1)
-        numbers = jnp.tanh(jnp.stack([seen.count / 8.0, seen.too_near], axis=1))
-        own = jnp.concatenate([*self.bearings(world), numbers, direction], axis=1)
-        return Observation(
-            maps=maps[None],
-            view=jnp.zeros(self.n_slots, jnp.int32),
-            cell=cell,
-            own=jnp.where(alive[:, None], own, 0.0),
-            kind=jnp.zeros(self.n_slots, jnp.int32),
-            alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, self.n_actions)),
-        )
+        crowd = jnp.tanh(jnp.stack([seen.count / 8.0, seen.too_near], axis=1))
+        own = jnp.concatenate([*self.bearings(world), crowd, direction], axis=1)
+        return self.seen(world.entities, own, maps, cell)
 
     def ended(self, world: World) -> Bool[Array, ""]:
         """Never."""

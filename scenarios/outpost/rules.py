@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from scenarios.common.alike import numbers
 from scenarios.outpost.board import (
     BUILD_HEAVY,
     BUILD_LIGHT,
@@ -105,8 +106,8 @@ class AbstractOutpost(AbstractRules):
         )
         return cls(
             board=board,
-            depot={k: jnp.float32(v) for k, v in population.depot if k not in ("capacity", "initial")},
-            reward={k: jnp.float32(v) for k, v in config.reward},
+            depot=numbers(population.depot, but=("capacity", "initial")),
+            reward=numbers(config.reward),
         )
 
     @property

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from scenarios.common.alike import AbstractAlike, numbers
 from scenarios.common.flying import Craft
 from scenarios.common.level import Level, polar
 from scenarios.patrol.config import PatrolConfig
@@ -19,7 +20,7 @@ from swarm.geometry.vectors import norm
 from swarm.neighbors.questions import AbstractNeighborSearch, Nearest, Neighbors
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
-from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.rules import rows_of
 from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_FEATURES = 7
@@ -54,7 +55,7 @@ class Fields(eqx.Module):
     spent: Float[Array, ""]
 
 
-class AbstractPatrol(AbstractRules):
+class AbstractPatrol(AbstractAlike):
     """Drones cover a field.
 
     Who: `drone`; one team. They start above the pad of their base, which stands anywhere in the field, with batteries
@@ -117,19 +118,9 @@ class AbstractPatrol(AbstractRules):
             footprint=jnp.float32(drone.footprint),
             spacing=jnp.float32(config.observation.spacing),
             steps=jnp.float32(world.steps),
-            reward={k: jnp.float32(v) for k, v in config.reward},
-            frontier={k: jnp.float32(v) for k, v in config.frontier},
+            reward=numbers(config.reward),
+            frontier=numbers(config.frontier),
         )
-
-    @property
-    def n_slots(self) -> int:
-        """One for each drone."""
-        return self.capacity
-
-    @property
-    def n_teams(self) -> int:
-        """One."""
-        return 1
 
     @property
     def n_controls(self) -> int:
@@ -282,16 +273,7 @@ class AbstractPatrol(AbstractRules):
 
     def observe(self, world: World) -> Observation:
         """A row for each drone."""
-        entities, alive = world.entities, world.entities.alive
-        return Observation(
-            maps=None,
-            view=None,
-            cell=None,
-            own=jnp.where(alive[:, None], self._own(world), 0.0),
-            kind=jnp.zeros_like(entities.kind),
-            alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, 2)),
-        )
+        return self.seen(world.entities, self._own(world))
 
     def _own(self, world: World) -> Float[Array, "n o"]:
         entities, fields, n, speed = world.entities, world.fields, self.n_slots, self.level.flying.speed

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from scenarios.common.alike import numbers
 from scenarios.common.compass import MOVES
 from scenarios.pursuit.config import PursuitConfig
 from scenarios.pursuit.steering import Sight, Surface, flee
@@ -116,7 +117,7 @@ class AbstractPursuit(AbstractRules):
             time_step=jnp.float32(world.time_step),
             steps=jnp.float32(world.steps),
             panic=jnp.float32(population.prey.panic),
-            reward={k: jnp.float32(v) for k, v in config.reward},
+            reward=numbers(config.reward),
         )
 
     @property

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from scenarios.common.alike import AbstractAlike, numbers
 from scenarios.spread.config import SpreadConfig
 from swarm.geometry.space import Open
 from swarm.geometry.vectors import norm
 from swarm.neighbors.questions import AllPairs
 from swarm.population.entities import Entities, Spawn, spawn
-from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.rules import rows_of
 from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 # Beyond so many margins the contact force is 0 in single precision.
@@ -35,7 +36,7 @@ class Fields(eqx.Module):
     collisions: Float[Array, ""]
 
 
-class AbstractSpread(AbstractRules):
+class AbstractSpread(AbstractAlike):
     """simple_spread (Lowe et al. 2017) with the dynamics of JaxMARL (Rutherford et al. 2024), for any number.
 
     Who: `agent`, discs of mass 1; one team; none is born or dies. Agents and landmarks start uniformly in a box about
@@ -76,7 +77,6 @@ class AbstractSpread(AbstractRules):
         """Build the rules from the validated scenario file."""
         agent, world = config.population.agent, config.world
         size = jnp.asarray(world.size, jnp.float32)
-        numbers = agent.model_dump(exclude={"capacity", "initial"})
         return cls(
             raster=world.raster,
             capacity=agent.capacity,
@@ -86,19 +86,9 @@ class AbstractSpread(AbstractRules):
             continuous=world.control == "continuous",
             space=Open(-0.5 * size, size),
             time_step=jnp.float32(world.time_step),
-            agent={k: jnp.float32(v) for k, v in numbers.items()},
+            agent=numbers(agent, but=("capacity", "initial")),
             local_ratio=jnp.float32(config.reward.local_ratio),
         )
-
-    @property
-    def n_slots(self) -> int:
-        """One for each agent."""
-        return self.capacity
-
-    @property
-    def n_teams(self) -> int:
-        """One."""
-        return 1
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -187,15 +177,7 @@ class AbstractSpread(AbstractRules):
         of_landmark = self._cell(world.fields.landmark)
         agents = jnp.zeros((h, w)).at[cell[:, 0], cell[:, 1]].add(jnp.where(alive, 1.0, 0.0))
         landmarks = jnp.zeros((h, w)).at[of_landmark[:, 0], of_landmark[:, 1]].add(1.0)
-        return Observation(
-            maps=jnp.stack([agents, landmarks], axis=-1)[None],
-            view=jnp.zeros(self.n_slots, jnp.int32),
-            cell=cell,
-            own=jnp.where(alive[:, None], self._own(world), 0.0),
-            kind=jnp.zeros(self.n_slots, jnp.int32),
-            alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, self.n_actions)),
-        )
+        return self.seen(world.entities, self._own(world), jnp.stack([agents, landmarks], axis=-1), cell)
 
     def _cell(self, position: Float[Array, "m 2"]) -> Int[Array, "m 2"]:
         """Row and column on the raster; those outside it count at its edge."""

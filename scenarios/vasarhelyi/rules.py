@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from scenarios.common import order
+from scenarios.common.alike import AbstractAlike, numbers
 from scenarios.vasarhelyi.config import VasarhelyiConfig, grid_side
 from swarm.comms.radios import Letters, Loss, Mail, NearestRadio
 from swarm.core.rounding import rounded
@@ -19,7 +20,7 @@ from swarm.neighbors.questions import AbstractNeighborSearch
 from swarm.neighbors.search import neighbor_search
 from swarm.population.entities import Entities, Spawn, spawn
 from swarm.sensing.instruments import Sensor, Track, gps
-from swarm.simulation.rules import AbstractRules, rows_of
+from swarm.simulation.rules import rows_of
 from swarm.simulation.types import Action, Observation, Outcome, Start, World
 
 N_OWN, N_FEATURES = 7, 5
@@ -47,7 +48,7 @@ class Fields(eqx.Module):
     outside: Float[Array, ""]
 
 
-class AbstractVasarhelyi(AbstractRules):
+class AbstractVasarhelyi(AbstractAlike):
     """The drones of Vasarhelyi et al. 2018, in the plane.
 
     Who: `drone`; one team; none is born or dies.
@@ -109,19 +110,9 @@ class AbstractVasarhelyi(AbstractRules):
             push=jnp.float32(drone.push),
             collision_distance=jnp.float32(drone.collision_distance),
             time_step=jnp.float32(dt),
-            reward={k: jnp.float32(v) for k, v in config.reward},
-            flock={k: jnp.float32(v) for k, v in config.flock},
+            reward=numbers(config.reward),
+            flock=numbers(config.flock),
         )
-
-    @property
-    def n_slots(self) -> int:
-        """One for each drone."""
-        return self.capacity
-
-    @property
-    def n_teams(self) -> int:
-        """One."""
-        return 1
 
     @property
     def n_controls(self) -> int:
@@ -237,7 +228,7 @@ class AbstractVasarhelyi(AbstractRules):
 
     def observe(self, world: World) -> Observation:
         """A row for each drone."""
-        alive, fields, reach = world.entities.alive, world.fields, self.search.radius
+        fields, reach = world.fields, self.search.radius
         place, velocity = fields.own[:, :2], fields.own[:, 2:]
         distance, normal = self.pillars.distance_and_normal(place)
         near = jnp.clip(1.0 - distance / reach, 0.0, 1.0)[:, None]
@@ -248,15 +239,7 @@ class AbstractVasarhelyi(AbstractRules):
         missing = self.n_seen - others.shape[1]
         others = jnp.pad(others, ((0, 0), (0, missing), (0, 0))).reshape(self.n_slots, -1)
         own = [velocity / self.speed, 2.0 * place / self.size[None] - 1.0, near, near * normal, others]
-        return Observation(
-            maps=None,
-            view=None,
-            cell=None,
-            own=jnp.where(alive[:, None], jnp.concatenate(own, axis=1), 0.0),
-            kind=jnp.zeros(self.n_slots, jnp.int32),
-            alive=alive,
-            action_mask=jnp.broadcast_to(alive[:, None], (self.n_slots, 2)),
-        )
+        return self.seen(world.entities, jnp.concatenate(own, axis=1))
 
     def of_others(self, fields: Fields) -> tuple[Float[Array, "n k 2"], Float[Array, "n k 2"]]:
         """Ways to where others said they were (metres), and their velocities less the own one; of `letters`."""
