@@ -100,9 +100,9 @@ def again(*words: object) -> str:
 
 
 def start(module: str, argv: Sequence[str] | None) -> int:
-    """Run the command of a module that is named: nothing here imports `training`, which stands above."""
+    """Run a command of `training`, which is named here, not imported, because it stands above."""
     try:
-        main = of_training(module).main if module.startswith("training.") else importlib.import_module(module).main
+        main = of_training(module).main
     except ConfigError as error:
         print(f"python -m swarm.{module.rpartition('.')[2]}: error: {error}", file=sys.stderr)
         return 2
